@@ -1,0 +1,1 @@
+"""Everything that starts something: the `terrace` command, launcher and manifests."""

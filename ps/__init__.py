@@ -1,0 +1,74 @@
+"""Terrace's parameter server: tables of embedding rows that live on several tiers.
+
+>>> import tempfile, numpy, ps
+>>> ads = ps.Table("ads", dim=4, optimizer=ps.SGD(lr=0.1), init=ps.Zeros())
+>>> with tempfile.TemporaryDirectory() as folder, ps.open(folder, [ads], ram="4MiB") as store:
+...     store.write("ads", numpy.array([7]), numpy.ones((1, 4)))
+...     store.read("ads", numpy.array([7, 8])).tolist()
+[[1.0, 1.0, 1.0, 1.0], [0.0, 0.0, 0.0, 0.0]]
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from ps.optimizer import FTRL, SGD, Adagrad, Adam, RowWiseAdagrad, RowWiseAdam
+from ps.store import Store
+from ps.table import Table
+from storage.budget import parse_size
+from storage.errors import ConfigError
+from storage.initial import Constant, Normal, Uniform, Zeros
+
+__all__ = [
+    "FTRL", "SGD", "Adagrad", "Adam", "Constant", "Normal", "RowWiseAdagrad", "RowWiseAdam",
+    "Store", "Table", "Uniform", "Zeros", "open",
+]  # fmt: skip
+
+_DURABILITY = ("checkpoint",)
+
+
+def open(
+    path: str | Path,
+    tables: Sequence[Table] | None = None,
+    *,
+    ram: str | int = "1GiB",
+    disk: str | int | None = None,
+    device: str | torch.device = "cpu",
+    hbm: str | int | None = None,
+    durability: str = "checkpoint",
+    threads: int | None = None,
+    policy: str = "lru",
+) -> Store:
+    """Open the store in directory ``path``, or make it: all tiers in this process.
+
+    tables: what it holds; None opens a store as it was made. ram, disk, hbm: budgets in bytes
+    ("8GiB"); disk None is as far as the disk goes. hbm: a third tier on ``device``; needed when
+    that is not the CPU. threads: for kernels, None is one a core.
+
+    Raises: ConfigError; LockedError; MismatchError; StoreError.
+    """
+    on = torch.device(device)
+    if on.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device: expected a CUDA device, found none; use device='cpu'")
+    if on.type != "cpu" and hbm is None:
+        raise ConfigError(f"device {device}: expected hbm=, the budget of its tier, such as '4GiB'")
+    if durability not in _DURABILITY:
+        raise ConfigError(
+            f"durability: expected one of {', '.join(_DURABILITY)}, got {durability!r}"
+        )
+    if threads is not None and threads < 1:
+        raise ConfigError(f"threads: expected 1 or more, got {threads}")
+    return Store(
+        path,
+        tables,
+        ram=parse_size(ram, "ram"),
+        hbm=None if hbm is None else parse_size(hbm, "hbm"),
+        disk=None if disk is None else parse_size(disk, "disk"),
+        device=on,
+        threads=threads or os.cpu_count() or 1,
+        policy=policy,
+    )

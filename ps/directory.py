@@ -1,0 +1,152 @@
+"""StoreDirectory: the folder of a store, owned by one process, and what its format file says.
+
+LMDB would let two processes write one environment; two owners of the same rows would not be
+exact, so the folder has a lock of our own, which the system drops when the process ends in any way.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+from ps.table import Table, table_from
+from storage.errors import ConfigError, LockedError, MismatchError, StoreError
+
+FORMAT = 1
+"""Version of the layout on disk; a newer one is refused."""
+
+_FORMAT_FILE, _LOCK_FILE = "terrace.json", "terrace.lock"
+
+
+class StoreDirectory:
+    """A locked store folder; made when it is absent and tables are given.
+
+    Raises: LockedError when another process has it open; MismatchError when it was made for other
+    tables or by a newer version; StoreError when it is no store or cannot be written.
+    """
+
+    def __init__(self, path: str | Path, tables: Sequence[Table] | None) -> None:
+        self.path = Path(path)
+        if tables is None and not (self.path / _FORMAT_FILE).is_file():
+            raise StoreError(
+                f"{path}: expected a store (a folder with {_FORMAT_FILE}), found none; "
+                f"check the path"
+            )
+        self._lock = self._take_lock()
+        try:
+            self.tables = self._agree(tables)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Give the folder back. Twice is fine."""
+        self._lock.close()
+
+    def _take_lock(self) -> TextIO:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = open(self.path / _LOCK_FILE, "a+")  # noqa: SIM115 - held until close
+        except OSError as error:
+            raise StoreError(
+                f"{self.path}: cannot be written ({error.strerror}); check path and permissions"
+            ) from error
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            lock.seek(0)
+            owner = lock.read().strip() or "unknown"
+            lock.close()
+            raise LockedError(
+                f"{self.path}: expected a store that nobody uses, but process {owner} has it "
+                f"open; wait for it or stop it"
+            ) from None
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        return lock
+
+    def _agree(self, tables: Sequence[Table] | None) -> tuple[Table, ...]:
+        """The store's tables: as its format file says, which is written if there is none."""
+        if tables is not None:
+            _check_names(tables)
+        file = self.path / _FORMAT_FILE
+        if not file.exists():
+            assert tables is not None
+            _write_synced(file, {"format": FORMAT, "tables": [t.describe() for t in tables]})
+            return tuple(tables)
+        found = _read(file)
+        if tables is not None:
+            for difference in _differences(self.path, found["tables"], tables):
+                raise MismatchError(difference)
+            return tuple(tables)
+        return tuple(table_from(description) for description in found["tables"])
+
+
+def _check_names(tables: Sequence[Table]) -> None:
+    names = [table.name for table in tables]
+    if not names or len(set(names)) != len(names):
+        raise ConfigError(f"tables: expected one or more with names of their own, got {names}")
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(file.read_text())
+        version = found["format"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StoreError(f"{file}: expected a store's format file ({error})") from error
+    if version != FORMAT:
+        raise MismatchError(
+            f"{file}: expected format {FORMAT}, found {version}; use the version of Terrace that "
+            f"made it, or a newer one"
+        )
+    return dict(found)
+
+
+def _write_synced(file: Path, content: dict[str, Any]) -> None:
+    """All or nothing: written beside, synced, renamed, and the rename synced."""
+    beside = file.with_suffix(".new")
+    with open(beside, "w") as out:
+        json.dump(content, out, indent=1)
+        out.flush()
+        os.fsync(out.fileno())
+    beside.replace(file)
+    folder = os.open(file.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _differences(path: Path, found: list[dict[str, Any]], given: Sequence[Table]) -> list[str]:
+    """What the store was made with that is not what is asked for now, one line each."""
+    have = {table["name"]: table for table in found}
+    want = {table.name: table.describe() for table in given}
+    if have.keys() != want.keys():
+        return [f"{path}: the store holds tables {sorted(have)}, expected {sorted(want)}"]
+    lines = []
+    for name, table in want.items():
+        for field in table:
+            ours, theirs = _without_rate(table[field]), _without_rate(have[name].get(field))
+            if ours != theirs:
+                lines.append(
+                    f"{path}: table {name!r} was made with {field} {_show(theirs)}, expected "
+                    f"{_show(ours)}; give the same {field} or another directory"
+                )
+    return lines
+
+
+def _without_rate(value: Any) -> Any:
+    """An optimizer without its learning rate, which may change between runs."""
+    return {k: v for k, v in value.items() if k != "lr"} if isinstance(value, dict) else value
+
+
+def _show(value: Any) -> str:
+    if not isinstance(value, dict):
+        return repr(value)
+    rest = ", ".join(f"{key}={part}" for key, part in value.items() if key != "name")
+    return f"{value.get('name')}({rest})"

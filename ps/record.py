@@ -1,0 +1,146 @@
+"""Record: what backward leaves behind for the step, and how a table's records become one apply.
+
+Backward only records; the step sums each row's gradients over all records of its table, in the
+order they were recorded and in batch order inside each, and applies the optimizer once. One record
+goes through a fused kernel, several through a buffer, with the same bits.
+
+Threads: a record belongs to the thread that trains.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ps.device import apply_tensors, merge_tensors
+from ps.gradient import group, merge, merge_max
+from ps.pool import Pool
+from ps.stack import Stack
+from ps.update import apply_bags, apply_rows
+from ps.workingset import Hold
+from storage.array import FloatArray
+from storage.keys import dedupe
+from storage.rows import Floats, Positions
+
+_NO_WEIGHTS = np.empty(0, np.float32)
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """The gradient of one use of a table.
+
+    positions: (U,) int64 of the rows used. inverse: (N,) int32, the row of each access. bags: (N,)
+    int32, the bag of each access. weights: (N,) float32, its factor, (0,) for 1. gradient: (bags, D)
+    float32 of the pooled output, on the store's device. argmax: (bags, D) int32, the access that
+    each float came from, for pooling by maximum, else None. holds: keep the rows pinned.
+    finite: no NaN or infinity in ``gradient``.
+    """
+
+    positions: Positions
+    inverse: NDArray[np.int32]
+    bags: NDArray[np.int32]
+    weights: Floats
+    gradient: Tensor
+    argmax: NDArray[np.int32] | None
+    holds: tuple[Hold, ...]
+    finite: bool
+
+    def drop(self) -> None:
+        """Let go of the rows: the step is done, or left out."""
+        for hold in self.holds:
+            hold.drop()
+
+
+def apply(
+    stack: Stack, records: Sequence[Record], pool: Pool, *, lr: float, step: int, scale: float
+) -> int:
+    """Apply one step's records of a table to its rows: how many rows were skipped as not finite.
+
+    lr, step: of this step, step 1 the first. scale: multiplies all gradients. The rows must be
+    pinned by the records' holds.
+    """
+    if isinstance(stack.top.array, FloatArray) and stack.top.array.host is None:
+        return _apply_on_device(stack, records, lr=lr, step=step, scale=scale)
+    table, top = stack.table, stack.top
+    assert isinstance(top.array, FloatArray) and top.array.host is not None
+    head = (table.optimizer.kind, table.optimizer.hyper(lr=lr, step=step), step, scale)
+    rows = (*top.array.host, top.steps, top.dirty)
+    if len(records) == 1 and records[0].argmax is None:
+        record = records[0]
+        starts, order = group(record.inverse, len(record.positions))
+        tail = (starts, order, record.bags, record.weights, record.gradient.numpy())
+        found = pool.run(apply_bags, len(record.positions), *head, *rows, record.positions, *tail)
+        return sum(found)
+    positions, gradients = condense(table.dim, records, pool)
+    return sum(pool.run(apply_rows, len(positions), *head, *rows, positions, gradients))
+
+
+def condense(dim: int, records: Sequence[Record], pool: Pool) -> tuple[Positions, Floats]:
+    """The rows of all records, each once, and the sum of its gradients: (U,) int64, (U, D) float32.
+
+    On the host. Rows are in order of first use.
+    """
+    union, numbers, _ = dedupe(np.concatenate([r.positions for r in records]).view(np.uint64))
+    gradients = np.zeros((len(union), dim), np.float32)
+    edges = np.cumsum([len(record.positions) for record in records])[:-1]
+    for record, number in zip(records, np.split(numbers, edges), strict=True):
+        starts, order = group(number[record.inverse], len(union))
+        where = (starts, order, record.bags)
+        gradient = record.gradient.cpu().numpy()
+        if record.argmax is None:
+            pool.run(merge, len(union), *where, record.weights, gradient, gradients)
+        else:
+            pool.run(merge_max, len(union), *where, record.argmax, gradient, gradients)
+    return union.view(np.int64), gradients
+
+
+def condensed(dim: int, records: Sequence[Record], pool: Pool) -> Record:
+    """One record in place of several, with the same sums and all their pins."""
+    positions, gradients = condense(dim, records, pool)
+    each = np.arange(len(positions), dtype=np.int32)
+    finite = all(record.finite for record in records)
+    device = records[0].gradient.device
+    tensor = torch.from_numpy(gradients).to(device)
+    holds = tuple(hold for record in records for hold in record.holds)
+    return Record(positions, each, each, _NO_WEIGHTS, tensor, None, holds, finite)
+
+
+def _apply_on_device(
+    stack: Stack, records: Sequence[Record], *, lr: float, step: int, scale: float
+) -> int:
+    """`apply` with torch operations where the top tier is."""
+    array, table, device = stack.top.array, stack.table, records[0].gradient.device
+    assert isinstance(array, FloatArray)
+    union, numbers, _ = dedupe(np.concatenate([r.positions for r in records]).view(np.uint64))
+    edges = np.cumsum([len(record.positions) for record in records])[:-1]
+    positions = torch.from_numpy(union.view(np.int64)).to(device)
+    total = torch.zeros((len(union), table.dim), device=device)
+    for record, number in zip(records, np.split(numbers, edges), strict=True):
+        total += _merged_on_device(record, number[record.inverse], len(union))
+    skipped = apply_tensors(
+        table.optimizer, array.embeddings, array.state, positions, total,
+        lr=lr, step=step, scale=scale,
+    )  # fmt: skip
+    good = union.view(np.int64)[~skipped.cpu().numpy()]
+    stack.top.steps[good] = step
+    stack.top.dirty[good] = 1
+    return len(union) - len(good)
+
+
+def _merged_on_device(record: Record, inverse: NDArray[Any], count: int) -> Tensor:
+    device = record.gradient.device
+    rows, bags = (torch.from_numpy(a.astype(np.int64)).to(device) for a in (inverse, record.bags))
+    if record.argmax is None:
+        weights = torch.from_numpy(record.weights).to(device) if len(record.weights) else None
+        return merge_tensors(rows, bags, weights, record.gradient, count)
+    # Each access takes the floats of its bag's gradient that it was the maximum of.
+    argmax = torch.from_numpy(record.argmax).to(device)[bags]
+    access = torch.arange(len(bags), device=device).unsqueeze(1)
+    parts = torch.where(argmax == access, record.gradient[bags], 0.0)
+    return merge_tensors(rows, access.squeeze(1), None, parts, count)

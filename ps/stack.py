@@ -1,0 +1,161 @@
+"""Stack: the tiers of one table, sized to the bytes the user gave.
+
+Two levels (RAM over SSD) or three (HBM over RAM over SSD). The top level is where the step works.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ps.table import Table
+from storage.address import ENTRY_BYTES
+from storage.array import CodedArray, FloatArray, RowArray
+from storage.budget import Budget, show_size
+from storage.cache import CacheTier, overhead_bytes
+from storage.errors import ConfigError
+from storage.hierarchy import Hierarchy
+from storage.log import BlockLog
+from storage.ssd import SsdTier
+
+_BUFFER_SHARE, _LARGEST_BUFFER = 96, 4 << 20
+_STAGING_SHARE, _LARGEST_STAGING = 32, 16 << 20
+_SLACK_SHARE = 128
+_LEAST_ROWS = 16
+_OVERHEAD = overhead_bytes(1000) / 1000
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Budgets of one table in bytes; hbm is None when there is no third level."""
+
+    ram: int
+    hbm: int | None
+
+
+class Stack:
+    """One table's tiers. ``top`` is the cache where rows are worked on, ``tiers`` all of them.
+
+    Raises: ConfigError when a budget holds fewer than 16 rows beside what is fixed.
+    """
+
+    def __init__(
+        self, table: Table, log: BlockLog, sizes: Sizes, *, device: torch.device, policy: str
+    ) -> None:
+        self.table = table
+        self.budget = Budget(sizes.ram, f"--ram for table {table.name!r}")
+        buffer = min(_LARGEST_BUFFER, sizes.ram // _BUFFER_SHARE)
+        self.ssd = SsdTier(table.name, table.shape, log, buffer_bytes=buffer)
+        self._staging = min(_LARGEST_STAGING, sizes.ram // _STAGING_SHARE)
+        self._policy = policy
+        self.budget.hold("ssd", self.ssd.memory_bytes)
+        self.budget.hold("staging", self._staging)
+        self._caches(sizes, device)
+
+    @property
+    def tiers(self) -> tuple[CacheTier | SsdTier, ...]:
+        """From the top down."""
+        return (*self.caches, self.ssd)
+
+    def report(self) -> dict[str, Any]:
+        """Figures of this table as JSON values."""
+        tiers = [
+            {"tier": tier.name, "rows": len(tier), **tier.stats.report()} for tier in self.tiers
+        ]
+        for cache, tier in zip(self.caches, tiers, strict=False):
+            tier["capacity"] = cache.limit
+        seen = self.hierarchy.first_seen
+        memory = {"total": self.budget.total, "peak": self.budget.peak, **self.budget.parts}
+        return {
+            "tiers": tiers,
+            "first_seen": {"accesses": seen.accesses, "keys": seen.keys},
+            "ram_bytes": memory,
+        }
+
+    def _caches(self, sizes: Sizes, device: torch.device) -> None:
+        if sizes.hbm is None:
+            array = self._float_row_bytes
+            self.top = self._cache("ram", array, self._room(), device)
+            self.caches: tuple[CacheTier, ...] = (self.top,)
+            self.hierarchy = self._stacked(self.top, self.ssd, self.budget)
+            return
+        rows = sizes.hbm // self._float_row_bytes
+        self.top = self._make("hbm", self._bounded(rows, "--hbm"), device, coded=False)
+        self.budget.hold("hbm index", overhead_bytes(self.top.limit))
+        row = self._float_row_bytes if self._plain else self.table.shape.record_bytes
+        ram = self._cache("ram", row, self._room(), torch.device("cpu"), coded=not self._plain)
+        self.caches = (self.top, ram)
+        lower = self._stacked(ram, self.ssd, self.budget)
+        self.hierarchy = self._stacked(self.top, lower, None)
+
+    @property
+    def _plain(self) -> bool:
+        return self.table.dtype == "float32"
+
+    @property
+    def _float_row_bytes(self) -> int:
+        return 4 * self.table.width
+
+    def _room(self) -> int:
+        """Bytes of the RAM budget that a cache may take."""
+        return self.budget.free - self.budget.total // _SLACK_SHARE
+
+    def _cache(
+        self, name: str, row_bytes: int, room: int, device: torch.device, *, coded: bool = False
+    ) -> CacheTier:
+        rows = int(room / (row_bytes + _OVERHEAD + ENTRY_BYTES)) - 1
+        return self._make(name, self._bounded(rows, "--ram"), device, coded=coded)
+
+    def _make(self, name: str, rows: int, device: torch.device, *, coded: bool) -> CacheTier:
+        table, shape = self.table, self.table.shape
+        array: RowArray = (
+            CodedArray(rows, table.dim, table.state_width, shape.codec)
+            if coded
+            else FloatArray(rows, table.dim, table.state_width, device)
+        )
+        return CacheTier(name, array, capacity=rows, width=table.width, policy=self._policy)
+
+    def _bounded(self, rows: int, option: str) -> int:
+        """As many rows as there is room for, but no more than the table has."""
+        if rows < _LEAST_ROWS:
+            fixed = self.budget.used + self.budget.total // _SLACK_SHARE
+            need = int(1.1 * (fixed + 1024 * (self._float_row_bytes + _OVERHEAD + ENTRY_BYTES)))
+            raise ConfigError(
+                f"{option} leaves table {self.table.name!r} room for {max(0, rows)} rows beside "
+                f"index and buffers; expected {_LEAST_ROWS} or more; give each table at least "
+                f"{show_size(need)}"
+            )
+        return rows if self.table.rows is None else min(rows, self.table.rows)
+
+    def _stacked(self, cache: CacheTier, below: Any, budget: Budget | None) -> Hierarchy:
+        return Hierarchy(
+            cache, below, budget=budget, shape=self.table.shape, fresh=self.table.fresh,
+            staging_bytes=self._staging,
+        )  # fmt: skip
+
+
+def divide(total: int, tables: Sequence[Table]) -> Mapping[str, int]:
+    """Shares of ``total`` bytes by table: those of known size get at most what all their rows need.
+
+    The rest goes in equal parts to the others, since nobody knows how large they will grow.
+    """
+    shares: dict[str, int] = {}
+    waiting = sorted(tables, key=_most_bytes)
+    left = total
+    for position, table in enumerate(waiting):
+        shares[table.name] = min(left // (len(waiting) - position), _most_bytes(table))
+        left -= shares[table.name]
+    for name in shares:
+        # What tables of known size leave over harms nobody; it saves a WorkingSetError at the edge.
+        shares[name] += left // len(shares)
+    return shares
+
+
+def _most_bytes(table: Table) -> int:
+    """Bytes with which every row of the table stays in RAM, index and buffers included."""
+    if table.rows is None:
+        return 1 << 62
+    return int(1.3 * table.rows * (4 * table.width + _OVERHEAD + 2 * ENTRY_BYTES)) + (4 << 20)

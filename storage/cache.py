@@ -1,0 +1,325 @@
+"""CacheTier: a bounded number of rows in memory, on any torch device.
+
+The same class is the RAM tier (numba kernels work in its arrays), the HBM tier (torch ops do) and
+the RAM tier below HBM (rows are copied out and in, in a narrower type if the table asks for one).
+Index, keys, pins and policy stay on the host.
+
+Invariants:
+
+* a position is either free (on the free stack or never used) or holds exactly one key;
+* a pinned position is never evicted, moved or reused; pins are counted;
+* a dirty row leaves only in the rows that the evicting call returns.
+
+Threads: one owner at a time (the store's planner), with one exception: whoever has a position
+pinned may work in its row, set its step and mark it dirty meanwhile.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from storage.array import Region, RowArray
+from storage.index import SLOT_BYTES, PositionIndex, slots_for
+from storage.policy import POLICIES, make_policy
+from storage.rows import Counts, Keys, Positions, Rows
+from storage.stats import TierStats
+
+# Beside row, index and policy a position costs its key, step, pins, dirty mark and place in _free.
+_MARK_BYTES = 8 + 4 + 2 + 1 + 4
+_MOVE = 4096
+_REHASH = 0.8
+
+
+def overhead_bytes(capacity: int, policy: str = "lru") -> int:
+    """Host bytes that ``capacity`` positions cost beside their rows."""
+    per_position = _MARK_BYTES + POLICIES[policy].bytes_per_position
+    return capacity * per_position + slots_for(capacity) * SLOT_BYTES
+
+
+class CacheTier:
+    """``capacity`` rows in ``array``; see the module's docstring.
+
+    steps: (C,) uint32 and dirty: (C,) uint8 by position, written by the kernels that apply
+    gradients to pinned rows. ``limit``: positions in use, C until `shrink`.
+    """
+
+    def __init__(
+        self, name: str, array: RowArray, *, capacity: int, width: int, policy: str = "lru"
+    ) -> None:
+        self.name = name
+        self.width = width
+        self.array = array
+        self.limit = capacity
+        self.stats = TierStats()
+        kinds = (np.uint32, np.uint8, np.uint16, np.uint64, np.int32)
+        self._marks = [Region(capacity, kind) for kind in kinds]
+        self.steps, self.dirty, self._pins, self._keys, self._free = (m.array for m in self._marks)
+        self._pinned = 0
+        self._index = PositionIndex(self._keys)
+        self._policy = make_policy(policy, capacity)
+        self._free_count = 0
+        self._fresh = 0
+
+    def __len__(self) -> int:
+        return self._fresh - self._free_count
+
+    @property
+    def overhead_bytes(self) -> int:
+        """Host bytes held beside the rows themselves."""
+        per_position = _MARK_BYTES + self._policy.bytes_per_position
+        return self.limit * per_position + self._index.slots.nbytes
+
+    @property
+    def bytes_per_position(self) -> int:
+        """Bytes that one position less gives back at once: row, marks and policy, not the index."""
+        return self.array.bytes_per_position + _MARK_BYTES + self._policy.bytes_per_position
+
+    @property
+    def room(self) -> int:
+        """Rows that could be admitted now: free positions and unpinned rows."""
+        return self.limit - self._pinned
+
+    @property
+    def pinned(self) -> int:
+        """Positions that are pinned at least once."""
+        return self._pinned
+
+    # -- the tier above or the step works in place --------------------------------------------
+
+    def place(self, keys: Keys) -> Positions:
+        """(U,) int64 positions, -1 where missing; changes nothing."""
+        return self._index.find(keys)
+
+    def use(self, positions: Positions, counts: Counts) -> None:
+        """Count one batch's use of its working set, as `place` found it: (U,) int64 positions."""
+        hit = positions >= 0
+        self._policy.touch(positions[hit])
+        self._count(hit, counts)
+
+    def unpinned(self, positions: Positions) -> NDArray[np.bool_]:
+        """(U,) bool: nobody has pinned these positions."""
+        free: NDArray[np.bool_] = self._pins[positions] == 0
+        return free
+
+    def pin(self, positions: Positions) -> None:
+        """Keep these occupied positions where they are until as many `unpin` calls."""
+        self._pinned += int(np.count_nonzero(self._pins[positions] == 0))
+        self._pins[positions] += np.uint16(1)
+
+    def unpin(self, positions: Positions) -> None:
+        """Undo one `pin` of these positions."""
+        assert not len(positions) or self._pins[positions].min() > 0, "unpinned more than pinned"
+        self._pins[positions] -= np.uint16(1)
+        self._pinned -= int(np.count_nonzero(self._pins[positions] == 0))
+
+    # -- the contract of a tier -----------------------------------------------------------------
+
+    def lookup(self, keys: Keys, counts: Counts) -> tuple[Rows, NDArray[np.bool_]]:
+        """Copy rows out for the tier above and make them the first to be evicted here."""
+        positions = self._index.find(keys)
+        hit = positions >= 0
+        self._policy.demote(positions[hit])
+        self._count(hit, counts)
+        return self._read(keys, positions), ~hit
+
+    def peek(self, keys: Keys) -> tuple[Rows, NDArray[np.bool_]]:
+        """Copy rows out; nothing is counted or reordered."""
+        positions = self._index.find(keys)
+        return self._read(keys, positions), positions < 0
+
+    def evict_for(self, keys: Keys) -> Rows:
+        """Evict what stands in the way of admitting ``keys``, but none of those, and return it.
+
+        The next `admit` of these keys then evicts nothing, so a caller that cannot write the rows
+        below admits them again and has lost nothing.
+        """
+        known = self._index.find(keys)
+        known = known[known >= 0]
+        room = self._free_count + self.limit - self._fresh
+        self.pin(known)
+        evicted = self.evict(max(0, len(keys) - len(known) - room))
+        self.unpin(known)
+        return evicted
+
+    def admit(self, rows: Rows) -> tuple[Positions, Rows]:
+        """Take rows in: (position of each, -1 where refused; rows evicted for them).
+
+        A key that is here already is overwritten in place. Rows are refused only when everything
+        else is pinned. The evicted rows keep their dirty mark: the caller writes those back.
+        """
+        positions = self._index.find(rows.keys)
+        known = positions >= 0
+        if known.any():
+            self._overwrite(positions[known], rows.take(known))
+        absent = np.flatnonzero(~known)
+        self.pin(positions[known])
+        targets, evicted = self._claim(len(absent))
+        self.unpin(positions[known])
+        absent = absent[: len(targets)]
+        positions[absent] = targets
+        self._fill(targets, rows.take(absent) if len(absent) < len(rows) else rows)
+        return positions, evicted
+
+    def delete(self, keys: Keys) -> None:
+        """Forget keys. Their positions must not be pinned."""
+        positions = self._index.find(keys)
+        positions = positions[positions >= 0]
+        assert not self._pins[positions].any(), "deleted a pinned row"
+        self._policy.remove(positions)
+        self._vacate(positions)
+
+    def dirty_positions(self) -> Positions:
+        """(n,) int64 positions, ascending, whose row the tier below does not hold: a copy."""
+        return np.flatnonzero(self.dirty[: self._fresh])
+
+    def rows_at(self, positions: Positions) -> Rows:
+        """Copy of the rows at these occupied positions."""
+        return self._read(self._keys[positions], positions)
+
+    def keys_held(self) -> Keys:
+        """(n,) uint64 copy of all keys here, in order of position."""
+        keys: Keys = self._keys[self._occupied()]
+        return keys
+
+    def evict(self, count: int) -> Rows:
+        """Let go of up to ``count`` unpinned rows, the policy's choice, and return them."""
+        return self._evict(self._policy.victims(count, self._pins))
+
+    def shrink(self, limit: int) -> None:
+        """Use only the positions below ``limit`` from now on; memory above goes to the system.
+
+        Nothing may be pinned and at most ``limit`` rows held (`evict` first). Rows that stand too
+        high move down. The slots of the index follow in larger steps: they have to be filled anew.
+        """
+        assert self._pinned == 0 and len(self) <= limit <= self.limit, "shrank under pins or rows"
+        held = self._occupancy()
+        high = limit + np.flatnonzero(held[limit:])
+        low = np.flatnonzero(~held[:limit])[: len(high)]
+        targets = np.concatenate((low, np.arange(self._fresh, limit)))[: len(high)]
+        for start in range(0, len(high), _MOVE):
+            self._move(high[start : start + _MOVE], targets[start : start + _MOVE])
+        held = np.concatenate((held[:limit], np.zeros(max(0, limit - len(held)), np.bool_)))
+        held[targets] = True
+        self._refree(held)
+        self.limit = limit
+        for part in (*self._marks, self.array):
+            part.release(limit)
+        self._policy.resize(limit)
+        if slots_for(limit) < _REHASH * len(self._index.slots):
+            self._index.resize(limit, np.flatnonzero(held))
+
+    def check(self) -> list[str]:
+        """Broken invariants of index, policy, pins and free positions."""
+        held = np.sort(self._index.occupied())
+        wrong = []
+        if not np.array_equal(held, self._occupied()):
+            wrong.append(f"{self.name}: index has {len(held)} rows, positions say {len(self)}")
+        if len(np.unique(self._free[: self._free_count])) != self._free_count:
+            wrong.append(f"{self.name}: a position is free twice")
+        if not np.array_equal(self._index.find(self._keys[held]), held):
+            wrong.append(f"{self.name}: a key is not found at its own position")
+        if not np.array_equal(np.sort(self._policy.order()), held):
+            wrong.append(f"{self.name}: the policy orders other positions than the index holds")
+        if int(np.count_nonzero(self._pins)) != self._pinned:
+            wrong.append(f"{self.name}: {self._pinned} positions pinned, counts say otherwise")
+        if len(held) and held[-1] >= self.limit:
+            wrong.append(f"{self.name}: a row above the limit of {self.limit}")
+        idle = np.ones(len(self.dirty), np.bool_)
+        idle[held] = False
+        if self.dirty[idle].any() or self._pins[idle].any():
+            wrong.append(f"{self.name}: a free position is dirty or pinned")
+        return wrong
+
+    def digest(self) -> int:
+        """A number that changes when content, order, dirty marks or pins change. Slow."""
+        order = self._policy.order()
+        parts = (order, self._keys[order], self.steps[order], self.dirty[order], self._pins[order])
+        values = self.array.gather(order)
+        return hash((*(part.tobytes() for part in parts), values.tobytes()))
+
+    # -- private --------------------------------------------------------------------------------
+
+    def _count(self, hit: NDArray[np.bool_], counts: Counts) -> None:
+        self.stats.accesses += int(counts.sum())
+        self.stats.access_hits += int(counts[hit].sum())
+        self.stats.keys += len(hit)
+        self.stats.key_hits += int(np.count_nonzero(hit))
+
+    def _read(self, keys: Keys, positions: Positions) -> Rows:
+        if len(positions) and positions.min() >= 0:
+            values, steps = self.array.gather(positions), self.steps[positions]
+            return Rows(keys, values, steps, self.dirty[positions] != 0)
+        hit = positions >= 0
+        rows = Rows.empty(len(keys), self.width)
+        rows.keys[:] = keys
+        rows.values[hit] = self.array.gather(positions[hit])
+        rows.steps[hit] = self.steps[positions[hit]]
+        rows.dirty[hit] = self.dirty[positions[hit]] != 0
+        return rows
+
+    def _overwrite(self, positions: Positions, rows: Rows) -> None:
+        self.array.scatter(positions, rows.values)
+        self.steps[positions] = rows.steps
+        self.dirty[positions] |= rows.dirty
+        self._policy.touch(positions)
+
+    def _fill(self, positions: Positions, rows: Rows) -> None:
+        self.array.scatter(positions, rows.values)
+        self.steps[positions] = rows.steps
+        self.dirty[positions] = rows.dirty
+        self._index.insert(rows.keys, positions)
+        self._policy.insert(positions)
+        self.stats.admitted += len(positions)
+
+    def _claim(self, count: int) -> tuple[Positions, Rows]:
+        """Up to ``count`` free positions, evicting as needed, and what was evicted."""
+        recycled = self._free[max(0, self._free_count - count) : self._free_count][::-1]
+        recycled = recycled.astype(np.int64)
+        self._free_count -= len(recycled)
+        unused = min(count - len(recycled), self.limit - self._fresh)
+        fresh = np.arange(self._fresh, self._fresh + unused)
+        self._fresh += unused
+        victims = self._policy.victims(count - len(recycled) - unused, self._pins)
+        evicted = self._evict(victims)
+        self._free_count -= len(victims)
+        return np.concatenate((recycled, fresh, victims)), evicted
+
+    def _evict(self, victims: Positions) -> Rows:
+        """Copy of the rows at ``victims``, which the policy has let go; positions become free."""
+        rows = self._read(self._keys[victims], victims)
+        self._vacate(victims)
+        self.stats.evicted += len(victims)
+        return rows
+
+    def _vacate(self, positions: Positions) -> None:
+        self._index.erase(positions)
+        self.dirty[positions] = 0
+        self._free[self._free_count : self._free_count + len(positions)] = positions
+        self._free_count += len(positions)
+
+    def _move(self, sources: Positions, targets: Positions) -> None:
+        rows = self.rows_at(sources)
+        self._policy.move(sources, targets)
+        self._index.erase(sources)
+        self.array.scatter(targets, rows.values)
+        self.steps[targets] = rows.steps
+        self.dirty[sources] = 0
+        self.dirty[targets] = rows.dirty
+        self._index.insert(rows.keys, targets)
+
+    def _occupancy(self) -> NDArray[np.bool_]:
+        """(fresh,) bool: which of the positions used so far hold a key. A byte each, no more."""
+        held = np.ones(self._fresh, np.bool_)
+        held[self._free[: self._free_count]] = False
+        return held
+
+    def _occupied(self) -> Positions:
+        return np.flatnonzero(self._occupancy())
+
+    def _refree(self, held: NDArray[np.bool_]) -> None:
+        """Make the free stack anew, lowest position first to be used."""
+        highest = len(held) - int(held[::-1].argmax()) if held.any() else 0
+        free = np.flatnonzero(~held[:highest])[::-1]
+        self._fresh, self._free_count = highest, len(free)
+        self._free[: len(free)] = free

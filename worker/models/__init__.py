@@ -1,0 +1,1 @@
+"""Models: the dense parts that turn dense features and pooled embeddings into a logit."""

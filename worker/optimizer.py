@@ -1,0 +1,157 @@
+"""SparseOptimizer: the step of a store's tables, as a torch.optim.Optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ps.record import Record, apply, condensed
+from ps.store import Store
+from storage.errors import ConfigError, NonFiniteError
+from worker.lookup import anchor
+
+_POLICIES = ("stop", "skip")
+
+
+class SparseOptimizer(torch.optim.Optimizer):
+    """Applies what backward recorded, once for every row of a table however often it was used.
+
+    One parameter group a table: its name, its learning rate (settable, so schedulers work) and its
+    count of steps. The group's parameter is the table's anchor, whose grad every backward pass adds
+    1 to: what scales it (GradScaler, clipping) scales the table's gradient, and infinity in it
+    tells GradScaler to leave the step out. Gradients of several backward passes are summed
+    (accumulation); `zero_grad` forgets them.
+
+    on_nan: what to do with NaN or infinity in a gradient: "stop" raises before any row changes,
+    "skip" leaves out just the rows it reaches and counts them in ``skipped_rows``.
+
+    Threads: the thread that trains.
+    """
+
+    def __init__(self, store: Store, *, lr: float | None = None, on_nan: str = "stop") -> None:
+        if on_nan not in _POLICIES:
+            raise ConfigError(f"on_nan: expected one of {', '.join(_POLICIES)}, got {on_nan!r}")
+        self.store = store
+        self.on_nan = on_nan
+        self.skipped_rows = 0
+        self.bad_gradients = 0
+        groups = [
+            {
+                "params": [anchor(store, name)],
+                "table": name,
+                "lr": table.optimizer.lr if lr is None else lr,
+                "steps": 0,
+            }
+            for name, table in store.tables.items()
+        ]
+        super().__init__(groups, {})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """Apply what is recorded and forget it; returns what ``closure`` returned, if given.
+
+        Raises: NonFiniteError (with on_nan="stop") before any row has changed.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        self._refuse_bad()
+        for group in self.param_groups:
+            records = self.store.waiting.pop(group["table"], [])
+            if records:
+                group["steps"] += 1
+                self.skipped_rows += apply(
+                    self.store.stacks[group["table"]], records, self.store.pool,
+                    lr=float(group["lr"]), step=group["steps"], scale=self._scale(group, len(records)),
+                )  # fmt: skip
+                self._drop(records)
+            group["params"][0].grad = None
+        return loss
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget what is recorded; the rows' pins go with it."""
+        while self.store.waiting:
+            self._drop(self.store.waiting.popitem()[1])
+        super().zero_grad(set_to_none)
+
+    def norm(self) -> Tensor:
+        """2-norm of all recorded gradients, duplicates of a row summed, scaled as the step would.
+
+        Zero-dimensional float64. Replaces the records by their sums, so that a step costs no more.
+        """
+        total = 0.0
+        for group in self.param_groups:
+            name = group["table"]
+            records = self.store.waiting.get(name, [])
+            if not records:
+                continue
+            scale = self._scale(group, len(records))
+            total += scale**2 * self._condense(name, records)
+            group["params"][0].grad.fill_(scale)
+        return torch.tensor(total, dtype=torch.float64).sqrt()
+
+    def scale(self, factor: float) -> None:
+        """Multiply all recorded gradients by ``factor`` when they are applied."""
+        for group in self.param_groups:
+            if group["params"][0].grad is not None:
+                group["params"][0].grad.mul_(factor)
+
+    def _condense(self, name: str, records: list[Record]) -> float:
+        """Sum of squares of the merged gradient, which takes the records' place."""
+        record = condensed(self.store.tables[name].dim, records, self.store.pool)
+        self.store.waiting[name] = [record]
+        return float(record.gradient.double().square().sum())
+
+    def _drop(self, records: list[Record]) -> None:
+        for record in records:
+            record.drop()
+
+    def _scale(self, group: dict[str, Any], count: int) -> float:
+        """What happened to the anchor's grad between backward and step, as a factor."""
+        grad = group["params"][0].grad
+        if grad is None:
+            raise ConfigError(
+                "SparseOptimizer: gradients are recorded, but the anchor's grad was cleared; "
+                "call zero_grad() of this optimizer, not of its parameters"
+            )
+        factor = float(grad)
+        return factor / count if torch.isfinite(grad) else 1.0
+
+    def _refuse_bad(self) -> None:
+        bad = [
+            name
+            for name, records in self.store.waiting.items()
+            if not all(record.finite for record in records)
+        ]
+        if not bad:
+            return
+        self.bad_gradients += 1
+        if self.on_nan == "stop":
+            self.zero_grad()
+            raise NonFiniteError(
+                f"table {bad[0]!r}: expected finite gradients, got NaN or infinity; no row has "
+                f"changed; lower the learning rate, or go on without those rows by on_nan='skip'"
+            )
+
+
+def clip_grad_norm_(
+    parameters: Iterable[Tensor], sparse: SparseOptimizer, max_norm: float
+) -> Tensor:
+    """Scale dense and sparse gradients together so that their joint 2-norm is at most ``max_norm``.
+
+    The factor is that of torch.nn.utils.clip_grad_norm_: max_norm / (norm + 1e-6), at most 1.
+    Returns the norm before, zero-dimensional float64.
+    """
+    dense = [p.grad for p in parameters if p.grad is not None]
+    squares = [grad.double().square().sum().cpu() for grad in dense]
+    total = (sparse.norm().square() + sum(squares)).sqrt()
+    factor = min(1.0, max_norm / (float(total) + 1e-6))
+    if factor < 1.0:
+        for grad in dense:
+            grad.mul_(factor)
+        sparse.scale(factor)
+    return total

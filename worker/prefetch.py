@@ -1,0 +1,214 @@
+"""Prefetch: the rows of coming batches made resident while the current one computes.
+
+A thread reads batches ahead and stages their working sets, at most ``depth`` beyond the one in use.
+Rows that two batches share stand at one position, so results are those of a loop without prefetch.
+
+What is resident is decided by the order of batches, never by timing: before batch m is staged, the
+thread waits until the loop is done with batch m - depth - 1 and then unpins exactly what had been
+released by that point. Where memory is short it waits for later batches too, so little RAM means
+less look-ahead, not an error or a deadlock; and if the working set then still does not fit, the
+error is raised in the loop, at the batch it belongs to.
+
+Pins end with the batch: at the step, at the next batch if no step came, at break and at exceptions.
+
+Threads: "terrace-prefetch", joined when the loop ends in any way.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
+
+from ps.store import Store
+from ps.workingset import Hold
+from storage.errors import ConfigError, StoreError, WorkingSetError
+from worker.call import Call, Caller, Staged, stage
+
+B = TypeVar("B")
+_DEADLINE_SECONDS = 3600.0
+_END: Any = object()
+
+Keys = Callable[[B], Mapping[Any, Sequence[Any]]]
+
+
+def prefetch(loader: Iterable[B], keys: Keys[B], *, depth: int = 2) -> Iterator[B]:
+    """The batches of ``loader``, each with its rows resident before it is handed out.
+
+    keys: from a batch, the calls that will be made: for each module a list of argument tuples, such
+    as ``{bag: [(b.ids, b.offsets)]}``. Calls with other arguments work too, only later. depth:
+    batches made resident ahead; 0 stages each batch in the loop's own thread.
+
+    Raises: ConfigError; what ``loader`` and `Store.stage` raise, at the batch concerned.
+    """
+    if depth < 0:
+        raise ConfigError(f"prefetch: expected a depth of 0 or more, got {depth}")
+    pipeline = _Pipeline(loader, keys, depth)
+    try:
+        yield from pipeline.batches()
+    finally:
+        pipeline.close()
+
+
+class _ClosedInside(Exception):
+    """The loop was closed while the thread waited."""
+
+
+class _Pipeline:
+    """State shared by the loop and the prefetch thread, guarded by one condition."""
+
+    def __init__(self, loader: Iterable[B], keys: Keys[B], depth: int) -> None:
+        self._loader = iter(loader)
+        self._keys = keys
+        self._depth = depth
+        self._changed = threading.Condition()
+        self._ready: deque[tuple[Any, list[Staged], Hold | None]] = deque()
+        self._error: BaseException | None = None
+        self._finished = -1
+        self._ended = self._closing = False
+        self._store: Store | None = None
+        self._first_tick = 0
+        self._hold: Hold | None = None
+        self._thread: threading.Thread | None = None
+
+    # -- the loop's side ------------------------------------------------------------------------
+
+    def batches(self) -> Iterator[Any]:
+        """Each batch, current until the next is asked for."""
+        if self._depth > 0:
+            self._thread = threading.Thread(target=self._run, name="terrace-prefetch", daemon=True)
+            self._thread.start()
+        number = 0
+        while True:
+            if self._depth == 0:
+                self._plan(number)
+            item = self._next()
+            if item is None:
+                return
+            batch, staged, self._hold = item
+            if self._store is not None:
+                self._store.tick = self._first_tick + number
+                self._store.staged = staged
+            yield batch
+            self._let_go(number)
+            number += 1
+
+    def close(self) -> None:
+        """Stop the thread and release everything that is staged. Twice is fine."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        if self._thread is not None:
+            self._thread.join(_DEADLINE_SECONDS)
+        self._let_go(self._finished + 1)
+        while self._ready:
+            _, _, hold = self._ready.popleft()
+            if hold is not None:
+                hold.drop()
+        if self._store is not None and self._store.prefetching:
+            self._store.prefetching = False
+            self._store.settle_if_open()
+
+    def _let_go(self, number: int) -> None:
+        if self._store is not None:
+            self._store.staged = []
+        if self._hold is not None:
+            self._hold.drop()
+            self._hold = None
+        with self._changed:
+            self._finished = number
+            self._changed.notify_all()
+
+    def _next(self) -> tuple[Any, list[Staged], Hold | None] | None:
+        with self._changed:
+            self._wait(lambda: self._ready or self._ended or self._error)
+            if self._ready:
+                item = self._ready.popleft()
+                self._changed.notify_all()
+                return item
+            if self._error is not None:
+                raise self._error
+            return None
+
+    # -- the thread's side ----------------------------------------------------------------------
+
+    def _run(self) -> None:
+        number = 0
+        while not (self._ended or self._error or self._closing):
+            self._plan(number)
+            number += 1
+
+    def _plan(self, number: int) -> None:
+        """Read batch ``number``, stage it and hand it over; or say that the loop ends, and how."""
+        try:
+            batch = next(self._loader, _END)
+            if batch is _END:
+                self._end(None)
+                return
+            calls = self._calls(batch)
+            staged = self._stage(number, calls) if calls else []
+        except _ClosedInside:
+            self._end(None)
+        except BaseException as error:  # the thread's edge: raised again in the loop
+            self._end(error)
+        else:
+            hold = staged[0].working_set.hold() if staged else None
+            with self._changed:
+                self._ready.append((batch, staged, hold))
+                self._changed.notify_all()
+
+    def _end(self, error: BaseException | None) -> None:
+        with self._changed:
+            self._ended, self._error = True, error
+            self._changed.notify_all()
+
+    def _calls(self, batch: Any) -> list[Call]:
+        calls = [
+            Call.of(module, arguments)
+            for module, uses in self._keys(batch).items()
+            for arguments in uses
+        ]
+        if calls and self._store is None:
+            self._adopt(calls[0].module)
+        if any(call.module.store is not self._store for call in calls):
+            raise ConfigError("prefetch: expected all modules over one store, got several stores")
+        return calls
+
+    def _adopt(self, module: Caller) -> None:
+        store = module.store
+        if store.prefetching:
+            raise ConfigError("prefetch: this store is being prefetched by another loop; end it")
+        store.settle()
+        store.prefetching = True
+        self._first_tick = store.tick + 1
+        self._store = store
+
+    def _stage(self, number: int, calls: Sequence[Call]) -> list[Staged]:
+        """Stage with as much look-ahead as memory allows."""
+        store = self._store
+        assert store is not None
+        done = number - self._depth - 1
+        while True:
+            self._await(done)
+            store.settle(self._first_tick + done)
+            if store.crowded and done < number - 1:
+                done = number - 1
+                continue
+            try:
+                return stage(store, calls)
+            except WorkingSetError:
+                if done >= number - 1:
+                    raise
+                done += 1
+
+    def _await(self, number: int) -> None:
+        """Wait until the loop is done with batch ``number``."""
+        with self._changed:
+            self._wait(lambda: self._finished >= number or self._closing)
+            if self._closing:
+                raise _ClosedInside
+
+    def _wait(self, ready: Callable[[], Any]) -> None:
+        if not self._changed.wait_for(ready, _DEADLINE_SECONDS):
+            raise StoreError(f"prefetch: nothing moved for {_DEADLINE_SECONDS:.0f} s")
