@@ -1,0 +1,70 @@
+"""The ``terrace`` command: its subcommands, and how it ends.
+
+Exit code 0, or one line on standard error and another code: 1 for what Terrace says is wrong, 2 for
+a command line that cannot be meant, 130 after Ctrl-C.
+
+Modules that import torch are imported by the subcommand that needs them, so that ``--help`` is
+instant.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import typer
+
+from deploy.inspect import check, stats
+from deploy.moving import export, import_
+from deploy.train import train
+from storage.errors import TerraceError
+
+app = typer.Typer(
+    name="terrace",
+    help="Train recommender models on tables that are larger than memory.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+
+def _exiting(command: Callable[..., int]) -> Callable[..., None]:
+    """The command as typer calls it: what it returns is the exit code."""
+
+    @functools.wraps(command)
+    def call(*args: Any, **kwargs: Any) -> None:
+        raise typer.Exit(command(*args, **kwargs))
+
+    return call
+
+
+_COMMANDS: dict[str, Callable[..., int]] = {
+    "train": train, "check": check, "stats": stats, "export": export, "import": import_,
+}  # fmt: skip
+for _name, _command in _COMMANDS.items():
+    app.command(_name)(_exiting(_command))
+
+
+def main() -> None:
+    """Run the command line and exit."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command line: the exit code. Errors are one line on standard error."""
+    try:
+        app(arguments)
+    except TerraceError as error:
+        return _fail(str(error), 1)
+    except KeyboardInterrupt:
+        return _fail("interrupted", 130)
+    except SystemExit as ended:
+        return ended.code if isinstance(ended.code, int) else 0
+    return 0
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"terrace: {' '.join(message.split())}", file=sys.stderr)
+    return code

@@ -1,0 +1,93 @@
+"""Job: everything a training run is made from, and how its parts are put together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+import ps
+from ps.optimizer import OPTIMIZERS
+from storage.budget import parse_size
+from storage.errors import ConfigError
+from worker.data import open_dataset
+from worker.data.dataset import Dataset
+from worker.recommender import Preset, Recommender, preset
+from worker.trainer import Schedule, Trainer
+
+TABLE = "features"
+"""Name of the one table that a run's features share; a key names feature and value."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training run as the command line describes it."""
+
+    data: str
+    store: Path
+    schedule: Schedule
+    test_data: str | None = None
+    holdout: float = 0.1
+    bad_lines: Literal["stop", "skip"] = "stop"
+    ram: str = "1GiB"
+    hbm: str | None = None
+    disk: str | None = None
+    device: str = "cpu"
+    durability: str = "checkpoint"
+    preset: str = "small"
+    dim: int | None = None
+    optimizer: str = "rowwise_adagrad"
+    lr: float = 0.05
+    dtype: str = "float32"
+    seed: int = 0
+    threads: int | None = None
+
+    def dataset(self) -> Dataset:
+        """The data, opened; a few lines are read."""
+        return open_dataset(
+            self.data, test=self.test_data, holdout=self.holdout, bad_lines=self.bad_lines,
+            seed=self.seed,
+        )  # fmt: skip
+
+    def table(self) -> ps.Table:
+        """The one table of the run. Raises: ConfigError."""
+        if self.optimizer not in OPTIMIZERS:
+            raise ConfigError(
+                f"--optimizer: expected one of {', '.join(OPTIMIZERS)}, got {self.optimizer!r}"
+            )
+        optimizer: Any = OPTIMIZERS[self.optimizer]
+        return ps.Table(
+            TABLE, dim=self._preset.dim, optimizer=optimizer(lr=self.lr), dtype=self.dtype,
+            seed=self.seed,
+        )  # fmt: skip
+
+    @contextmanager
+    def opened(self) -> Iterator[ps.Store]:
+        """The store, closed at the end."""
+        with ps.open(
+            self.store, [self.table()], ram=parse_size(self.ram, "--ram"),
+            disk=None if self.disk is None else parse_size(self.disk, "--disk"),
+            hbm=None if self.hbm is None else parse_size(self.hbm, "--hbm"),
+            device=self.device, durability=self.durability, threads=self.threads,
+        ) as store:  # fmt: skip
+            yield store
+
+    def trainer(self, store: ps.Store, dataset: Dataset) -> Trainer:
+        """A trainer at step 0. Sets seed and number of threads, so that results repeat."""
+        torch.manual_seed(self.seed)
+        if self.threads is not None:
+            torch.set_num_threads(self.threads)
+        shape = self._preset.architecture(len(dataset.dense_names), len(dataset.feature_names))
+        model = Recommender(store, TABLE, shape, seed=self.seed)
+        return Trainer(store, model, dataset, self.schedule)
+
+    @property
+    def _preset(self) -> Preset:
+        chosen = preset(self.preset)
+        if self.dim is None:
+            return chosen
+        return Preset(self.dim, chosen.bottom, chosen.top, chosen.interaction)

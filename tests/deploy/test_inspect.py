@@ -1,0 +1,52 @@
+"""`terrace check` and `terrace stats` on sound and damaged stores."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import ps
+from deploy.command import run
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    """A closed store of 5,000 rows with a checkpoint at step 3."""
+    with ps.open(tmp_path / "s", [ps.Table("ads", dim=8)], ram="4MiB") as opened:
+        opened.write("ads", np.arange(5000), np.full((5000, 8), 0.777, np.float32))
+        opened.checkpoint(3)
+    return tmp_path / "s"
+
+
+def test_sound_store_is_called_sound(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["check", str(store), "--json", str(store / "r.json")]) == 0
+    assert "5,000 rows" in capsys.readouterr().out
+    assert json.loads((store / "r.json").read_text())["sound"]
+
+
+def test_stats_shows_tables_rows_and_checkpoints(
+    store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["stats", str(store), "--json", str(store / "r.json")]) == 0
+    out = capsys.readouterr().out
+    assert "5,000" in out
+    assert json.loads((store / "r.json").read_text())["checkpoints"] == [3]
+
+
+def test_flipped_bit_is_found_with_table_and_rows(
+    store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = bytearray((store / "data.mdb").read_bytes())
+    # Some pages of the file are free and hold what they held before, so one flip may miss.
+    pattern, at = np.float32(0.777).tobytes() * 8, 0
+    while (at := content.find(pattern, at + 4096)) >= 0:
+        content[at] ^= 1
+    (store / "data.mdb").write_bytes(bytes(content))
+    assert run(["check", str(store), "--json", str(store / "r.json")]) == 1
+    out = capsys.readouterr().out
+    assert "ads" in out
+    assert "rows" in out
+    assert not json.loads((store / "r.json").read_text())["sound"]

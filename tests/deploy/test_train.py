@@ -1,0 +1,148 @@
+"""`terrace train`: what it reports, refuses, and survives."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deploy.command import run
+
+DATA = "synthetic:rows=60000,examples=8000,features=4,dense=2,zipf=0.5"
+SMALL = ["--data", DATA, "--batch-size", "100", "--ram", "3MiB", "--threads", "1"]
+
+
+def _train(store: Path, *more: str) -> tuple[int, dict[str, Any]]:
+    report = store.with_suffix(".json")
+    code = run(["train", *SMALL, "--store", str(store), "--json", str(report), *more])
+    return code, json.loads(report.read_text()) if report.exists() else {}
+
+
+def test_report_has_what_design_promises(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, report = _train(tmp_path / "s", "--steps", "20", "--prefetch", "0")
+    assert code == 0
+    assert len(report["losses"]) == 20
+    assert report["loss"] == report["losses"][-1]
+    assert {"auc", "logloss", "examples_per_s", "hit_rate", "ssd_rows_read", "ssd_rows_written",
+            "rows", "bytes", "rows_crc"} <= report.keys()  # fmt: skip
+    assert 0 < report["bytes"]["ram_peak"] <= report["bytes"]["ram_budget"]
+    assert report["rows"] == report["stats"]["tables"]["features"]["first_seen"]["keys"]
+    out = capsys.readouterr()
+    assert "rows in ssd" in out.out
+    assert "--resume" in out.out
+    assert "disk:" in out.err
+
+
+def test_tiers_do_not_show_in_the_report(tmp_path: Path) -> None:
+    _, plain = _train(tmp_path / "a", "--steps", "30", "--ram", "64MiB", "--prefetch", "0")
+    _, tight = _train(tmp_path / "b", "--steps", "30", "--ram", "1500KB", "--prefetch", "4")
+    _, three = _train(tmp_path / "c", "--steps", "30", "--hbm", "200KiB")
+    assert tight["ssd_rows_written"] > plain["ssd_rows_written"]
+    assert set(three["hit_rate"]) == {"hbm", "ram", "ssd"}
+    for other in (tight, three):
+        assert other["losses"] == plain["losses"]
+        assert other["rows_crc"] == plain["rows_crc"]
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (("--ram", "8GBs"), ("--ram", "8GBs")),
+        (("--ram", "10KB"), ("--ram", "at least")),
+        (("--optimizer", "sdg"), ("--optimizer", "sgd", "sdg")),
+        (("--preset", "big"), ("preset", "small")),
+        (("--device", "cuda", "--hbm", "1GiB"), ("CUDA",)),
+        (("--batch-size", "0"), ("batch_size",)),
+        (("--data", "nowhere.tsv"), ("nowhere.tsv",)),
+    ],
+)
+def test_bad_input_gets_one_line(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    more: tuple[str, ...],
+    words: tuple[str, ...],
+) -> None:
+    if more[0] == "--device":
+        torch = pytest.importorskip("torch")
+        if torch.cuda.is_available():
+            pytest.skip("a CUDA device is here")
+    code, _ = _train(tmp_path / "s", "--steps", "2", *more)
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert code == 1
+    assert all(word in lines[-1] for word in words), lines
+
+
+def test_store_with_rows_is_never_overwritten(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, first = _train(tmp_path / "s", "--steps", "5")
+    code, _ = _train(tmp_path / "s", "--steps", "5")
+    assert code == 1
+    assert "--resume" in capsys.readouterr().err
+    code, _ = _train(tmp_path / "s", "--steps", "5", "--resume", "--dim", "8")
+    assert code == 1
+    assert "dim 16, expected 8" in capsys.readouterr().err
+    code, again = _train(tmp_path / "s", "--steps", "5", "--resume")
+    assert (code, again["rows_crc"], again["losses"]) == (0, first["rows_crc"], [])
+
+
+def _start(store: Path, *more: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", "from deploy.command import main; main()", "train", *SMALL]
+    return subprocess.Popen(
+        [*command, "--store", str(store), "--json", str(store.with_suffix(".json")), *more],
+        stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+    )  # fmt: skip
+
+
+def _wait_for_a_checkpoint(process: subprocess.Popen[str], store: Path) -> None:
+    """Until the data file holds a checkpoint: it has grown beyond an empty store's."""
+    while process.poll() is None:
+        if (store / "data.mdb").exists() and (store / "data.mdb").stat().st_size > 400_000:
+            return
+
+
+@pytest.mark.parametrize("blow", [signal.SIGINT, signal.SIGKILL])
+def test_interrupted_run_resumes_with_the_same_losses(tmp_path: Path, blow: signal.Signals) -> None:
+    _, whole = _train(tmp_path / "whole", "--checkpoint-every", "5", "--epochs", "3")
+    process = _start(tmp_path / "cut", "--checkpoint-every", "5", "--epochs", "3")
+    _wait_for_a_checkpoint(process, tmp_path / "cut")
+    process.send_signal(blow)
+    process.communicate(timeout=120)
+    assert process.returncode == (130 if blow == signal.SIGINT else -signal.SIGKILL)
+    code, rest = _train(tmp_path / "cut", "--checkpoint-every", "5", "--epochs", "3", "--resume")
+    assert code == 0
+    assert 0 < len(rest["losses"]) < len(whole["losses"])
+    assert rest["losses"] == whole["losses"][-len(rest["losses"]) :]
+    assert rest["rows_crc"] == whole["rows_crc"]
+
+
+def test_full_disk_stops_with_the_last_checkpoint_good(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = ("--checkpoint-every", "10", "--epochs", "3")
+    code, _ = _train(tmp_path / "s", "--disk", "6MiB", *more)
+    assert code == 1
+    assert "disk" in capsys.readouterr().err.splitlines()[-1]
+    _, whole = _train(tmp_path / "whole", *more)
+    code, rest = _train(tmp_path / "s", "--resume", *more)
+    assert code == 0
+    assert rest["losses"] == whole["losses"][-len(rest["losses"]) :]
+
+
+def test_skipped_lines_are_counted(tmp_path: Path) -> None:
+    good = "\t".join(["1", *["5"] * 13, *["68fd1e64"] * 26])
+    bad = "1\t2\t3"
+    (tmp_path / "log.tsv").write_text("\n".join([good, bad] * 60) + "\n")
+    data = ("--data", str(tmp_path / "log.tsv"), "--batch-size", "10")
+    code, report = _train(tmp_path / "s", *data, "--bad-lines", "skip")
+    assert (code, report["bad_lines"]) == (0, 60)
+    assert run(["train", *SMALL, "--store", str(tmp_path / "t"), *data]) == 1
