@@ -26,7 +26,8 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(STAMP)  ## train on 336,776 real flights with little RAM
-	$(BIN)/terrace train --data flights --store run/demo --ram 24MiB --batch-size 1024 --epochs 1
+	rm -rf run/demo
+	$(BIN)/terrace train --data flights --store run/demo --ram 24MiB
 
 test: lint  ## lint, then every test but the stress tests
 	@$(call with_fresh_kernels,$(ARGS))
