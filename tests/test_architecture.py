@@ -24,8 +24,8 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 STAIRCASE = ("storage", "ps", "worker", "deploy")
 STORAGE = {"google_crc32c", "lmdb", "numba", "numpy", "psutil", "torch"}
 WIRE = {"google.protobuf", "grpc", "grpc_health", "grpc_reflection"}
-PS = STORAGE | WIRE | {"prometheus_client", "pydantic", "safetensors", "yaml"}
-WORKER = PS - WIRE - {"lmdb"} | {"captum", "pyarrow"}
+PS = STORAGE | WIRE | {"prometheus_client", "pyarrow", "pydantic", "safetensors", "yaml"}
+WORKER = PS - WIRE - {"lmdb"} | {"captum"}
 THIRD_PARTY = {
     "storage": STORAGE,
     "ps": PS,
