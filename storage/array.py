@@ -47,7 +47,7 @@ class RowArray(Protocol):
 
 
 class Region:
-    """Memory whose end can be given back: ``array``, (count, *width) of ``dtype``, zero at first."""
+    """Memory whose end can be given back: ``array``, (count, *width), zero at first."""
 
     def __init__(self, count: int, dtype: Any, *width: int) -> None:
         self._row_bytes = math.prod(width) * np.dtype(dtype).itemsize

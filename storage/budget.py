@@ -1,13 +1,15 @@
 """Budgets: how many bytes a user gave, and who holds how many of them.
 
 A budget counts what is *reserved*, not what the system has paged in, so the figure is an upper
-bound of real use. It is checked before memory is taken: `Budget.take` refuses, it never warns.
-Not thread-safe: used under the store's planner lock.
+bound of real use. It is checked before memory is taken: `Budget.hold` refuses, it never warns.
+
+Threads: one owner, the store's planner.
 """
 
 from __future__ import annotations
 
 import re
+from fractions import Fraction
 
 from storage.errors import ConfigError
 
@@ -32,24 +34,24 @@ def parse_size(text: str | int, what: str = "size") -> int:
     unit = _UNITS.get(match[2].lower()) if match else None
     if match is None or unit is None:
         raise ConfigError(f"{what}: expected bytes such as 512MiB, 8GiB or 1.5TB, got {text!r}")
-    size = int(float(match[1]) * unit)
+    size = int(Fraction(match[1]) * unit)
     if size <= 0:
         raise ConfigError(f"{what}: expected more than 0 bytes, got {text!r}")
     return size
 
 
 def show_size(size: int) -> str:
-    """Bytes for people, binary units, three digits.
+    """Bytes for people, in binary units, to 1 in 100.
 
-    >>> show_size(16777216), show_size(1000), show_size(5 * 2**40)
-    ('16.0 MiB', '1000 B', '5.00 TiB')
+    >>> show_size(16777216), show_size(1000), show_size(5 * 2**40), show_size(2**20 - 1)
+    ('16.0 MiB', '1000 B', '5.00 TiB', '1.00 MiB')
     """
-    value, unit = float(size), "B"
-    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
-        if value < 1024 or unit == "TiB":
-            break
-        value /= 1024
-    return f"{size} B" if unit == "B" else f"{value:.{2 if value < 10 else 1}f} {unit}"
+    value, units = float(size), ["B", "KiB", "MiB", "GiB", "TiB"]
+    # 1023.95 KiB would be shown as 1024.0.
+    while abs(value) >= 1023.95 and len(units) > 1:
+        value, units = value / 1024, units[1:]
+    unit = units[0]
+    return f"{size} B" if unit == "B" else f"{value:.{2 if abs(value) < 9.995 else 1}f} {unit}"
 
 
 class Budget:
@@ -83,8 +85,7 @@ class Budget:
         if after > self.total:
             raise ConfigError(
                 f"{self.what}: expected at most {show_size(self.total)}, but {part} needs "
-                f"{show_size(size)} beside {show_size(after - size)}; give at least "
-                f"{show_size(after)}"
+                f"{show_size(size)} beside {show_size(after - size)}; give at least {after} bytes"
             )
         self.parts[part] = size
         self.peak = max(self.peak, after)

@@ -16,6 +16,9 @@ pinned may work in its row, set its step and mark it dirty meanwhile.
 
 from __future__ import annotations
 
+from typing import Any
+
+import numba as nb
 import numpy as np
 from numpy.typing import NDArray
 
@@ -35,6 +38,18 @@ def overhead_bytes(capacity: int, policy: str = "lru") -> int:
     """Host bytes that ``capacity`` positions cost beside their rows."""
     per_position = _MARK_BYTES + POLICIES[policy].bytes_per_position
     return capacity * per_position + slots_for(capacity) * SLOT_BYTES
+
+
+@nb.njit(nogil=True, cache=True)
+def _find_dirty(dirty: Any, start: Any, out: Any) -> Any:
+    found = 0
+    for position in range(start, dirty.shape[0]):
+        if found == out.shape[0]:
+            break
+        if dirty[position]:
+            out[found] = position
+            found += 1
+    return found
 
 
 class CacheTier:
@@ -169,9 +184,15 @@ class CacheTier:
         self._policy.remove(positions)
         self._vacate(positions)
 
-    def dirty_positions(self) -> Positions:
-        """(n,) int64 positions, ascending, whose row the tier below does not hold: a copy."""
-        return np.flatnonzero(self.dirty[: self._fresh])
+    def dirty_positions(self, start: int, count: int) -> Positions:
+        """(n,) int64 copy of the first ``count`` positions from ``start`` on, ascending, whose row
+        the tier below does not hold."""
+        out = np.empty(min(count, self._fresh), np.int64)
+        return out[: _find_dirty(self.dirty[: self._fresh], start, out)]
+
+    def occupied(self) -> Positions:
+        """(n,) int64 copy of the positions that hold a row, ascending."""
+        return np.flatnonzero(self._occupancy())
 
     def rows_at(self, positions: Positions) -> Rows:
         """Copy of the rows at these occupied positions."""
@@ -179,7 +200,7 @@ class CacheTier:
 
     def keys_held(self) -> Keys:
         """(n,) uint64 copy of all keys here, in order of position."""
-        keys: Keys = self._keys[self._occupied()]
+        keys: Keys = self._keys[self.occupied()]
         return keys
 
     def evict(self, count: int) -> Rows:
@@ -203,8 +224,9 @@ class CacheTier:
         held[targets] = True
         self._refree(held)
         self.limit = limit
-        for part in (*self._marks, self.array):
-            part.release(limit)
+        self.array.release(limit)
+        for region in self._marks:
+            region.release(limit)
         self._policy.resize(limit)
         if slots_for(limit) < _REHASH * len(self._index.slots):
             self._index.resize(limit, np.flatnonzero(held))
@@ -213,7 +235,7 @@ class CacheTier:
         """Broken invariants of index, policy, pins and free positions."""
         held = np.sort(self._index.occupied())
         wrong = []
-        if not np.array_equal(held, self._occupied()):
+        if not np.array_equal(held, self.occupied()):
             wrong.append(f"{self.name}: index has {len(held)} rows, positions say {len(self)}")
         if len(np.unique(self._free[: self._free_count])) != self._free_count:
             wrong.append(f"{self.name}: a position is free twice")
@@ -313,9 +335,6 @@ class CacheTier:
         held = np.ones(self._fresh, np.bool_)
         held[self._free[: self._free_count]] = False
         return held
-
-    def _occupied(self) -> Positions:
-        return np.flatnonzero(self._occupancy())
 
     def _refree(self, held: NDArray[np.bool_]) -> None:
         """Make the free stack anew, lowest position first to be used."""

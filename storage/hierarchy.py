@@ -4,13 +4,15 @@ Two uses, one class. As the top of a stack its `pin` makes a batch's working set
 the step works in the cache's arrays and nothing misses inside it. Below a GPU cache it answers
 `lookup` and `write` like any other tier.
 
-Invariant: a dirty row is in the cache or has been written below, at every moment. Everything is
-brought in pieces that a fixed amount of staging memory holds, and nothing changes before it is
-known that the whole working set fits.
+Invariant: a dirty row is in the cache or has been written below, at every moment; one that cannot
+be written below (a full disk) goes back into the cache. Everything is brought in pieces that a
+fixed amount of staging memory holds, and nothing changes before it is known that the whole working
+set fits.
 
 Memory: cache, index of the SSD tier, write buffers and staging share one budget. The index grows
 with the rows on the SSD, so the cache shrinks ahead of it (`make_room`), and only while nothing is
-pinned, since a pinned row cannot move.
+pinned, since a pinned row cannot move. Before anything is written below, the budget has room for
+all that the index can grow by then.
 
 Threads: one owner, the store's planner.
 """
@@ -27,19 +29,19 @@ from storage.address import ENTRY_BYTES
 from storage.block import BlockShape
 from storage.budget import Budget, show_size
 from storage.cache import CacheTier, overhead_bytes
+from storage.codec import CODECS
 from storage.errors import WorkingSetError
 from storage.rows import Counts, Floats, Keys, Positions, Rows
 from storage.stats import FirstSeen
+from storage.tier import Tier
 
 _SHRINK_PARTS = 32
-_SHED = 0.8
 _COPIES = 4
+_LEAST_PIECE = 64
 
 
-class Lowest(Protocol):
-    """What a hierarchy asks of the tier below beyond the contract of a tier."""
-
-    width: int
+class Lower(Tier, Protocol):
+    """The tier below a cache: a tier that says how much of the cache's budget it takes."""
 
     @property
     def memory_bytes(self) -> int:
@@ -49,14 +51,6 @@ class Lowest(Protocol):
     def growth_bound(self, rows: int) -> int:
         """RAM that writing this many rows can add at most."""
         ...
-
-    def lookup(self, keys: Keys, counts: Counts) -> tuple[Rows, NDArray[np.bool_]]: ...  # noqa: D102
-    def peek(self, keys: Keys) -> tuple[Rows, NDArray[np.bool_]]: ...  # noqa: D102
-    def write(self, rows: Rows) -> None: ...  # noqa: D102
-    def delete(self, keys: Keys) -> None: ...  # noqa: D102
-    def flush(self) -> None: ...  # noqa: D102
-    def check(self) -> list[str]: ...  # noqa: D102
-    def close(self) -> None: ...  # noqa: D102
 
 
 class Hierarchy:
@@ -71,7 +65,7 @@ class Hierarchy:
     def __init__(
         self,
         top: CacheTier,
-        below: Lowest,
+        below: Lower,
         *,
         budget: Budget | None,
         shape: BlockShape,
@@ -86,7 +80,7 @@ class Hierarchy:
         self._budget = budget
         self._shape = shape
         self._fresh = fresh
-        self._piece = max(64, staging_bytes // (_COPIES * 4 * top.width))
+        self._piece = max(_LEAST_PIECE, staging_bytes // (_COPIES * 4 * top.width))
         self._account()
 
     # -- the top of a stack ---------------------------------------------------------------------
@@ -98,9 +92,12 @@ class Hierarchy:
         One `unpin` undoes it. Raises: WorkingSetError before anything has changed when the rows do
         not fit beside what is pinned already.
         """
-        self.make_room(len(keys))
         positions = self.top.place(keys)
         self._check_fits(positions)
+        limit = self.top.limit
+        self.make_room(len(keys), resident=len(keys))
+        if self.top.limit < limit:  # rows have left or moved
+            positions = self.top.place(keys)
         self.top.use(positions, counts)
         held = positions >= 0
         self.top.pin(positions[held])
@@ -120,38 +117,25 @@ class Hierarchy:
     def wants_room(self) -> bool:
         """True when the cache should shrink soon, which needs a moment without pins.
 
-        Room is kept for an index entry of every cached row, so that all of them can be written
-        below (by a checkpoint, with rows pinned) without exceeding the budget.
+        Room is kept for the index entries of all cached rows, so that they can be written below (by
+        a checkpoint, with rows pinned) without exceeding the budget.
         """
         if self._budget is None:
             return False
-        entries = len(self.top) * ENTRY_BYTES
-        return self._budget.free < entries + self._budget.total // (4 * _SHRINK_PARTS)
+        spare = self._budget.total // (4 * _SHRINK_PARTS)
+        return self._budget.free < self.below.growth_bound(len(self.top)) + spare
 
-    def make_room(self, rows: int) -> None:
+    def make_room(self, rows: int, *, resident: int = 1) -> None:
         """Shrink the cache until writing ``rows`` rows below cannot exceed the budget.
 
-        Raises: WorkingSetError when that would leave too little, or rows are pinned.
+        Raises: WorkingSetError, before anything has changed, when that would leave room for fewer
+        than ``resident`` rows here, or when rows are pinned.
         """
-        if self._budget is None:
-            return
-        need = self.below.growth_bound(rows)
-        enough = self._budget.free >= need
-        if enough and (self.top.pinned or not self.wants_room):
-            return
-        step = self._budget.total // _SHRINK_PARTS
-        surplus = max(step, need + step - self._budget.free)
-        limit = self.top.limit - surplus // (self.top.array.bytes_per_position + ENTRY_BYTES)
-        if enough and limit < 2 * rows:
-            return
-        if self.top.pinned or limit < 1:
-            raise self._too_small(rows)
+        limit = self._limit_for(rows, max(1, resident))
         while len(self.top) > limit:
-            self._write_back(self.top.evict(min(self._piece, len(self.top) - limit)))
-        self.top.shrink(limit)
-        self._account()
-        if limit < _SHED * len(self.top.steps) and self._budget.free > overhead_bytes(limit):
-            self.top.shed()
+            self._push_out(self.top.evict(self._evictable(rows, len(self.top) - limit)))
+        if limit < self.top.limit:
+            self.top.shrink(limit)
             self._account()
 
     # -- the contract of a tier -----------------------------------------------------------------
@@ -167,42 +151,55 @@ class Hierarchy:
         return self._complete(rows, missing, lambda k, m: self.below.peek(k))
 
     def write(self, rows: Rows) -> None:
-        """Take rows back from above into the cache; what they push out goes below."""
+        """Take rows back from above into the cache; what they push out goes below.
+
+        Raises: DiskFullError, and WorkingSetError when pins are in the way of `make_room`; each row
+        then is as before or as written.
+        """
         for piece in self._pieces(np.arange(len(rows))):
             self.make_room(len(piece))
             part = rows.take(piece)
-            positions, evicted = self.top.admit(part)
-            self._write_back(evicted)
+            self._push_out(self.top.evict_for(part.keys))
+            positions, _ = self.top.admit(part)
+            # Pins may leave no place: then these rows go past the cache.
             self._write_back(part.take(positions < 0))
-        self._account()
+            self._account()
 
     def delete(self, keys: Keys) -> None:
-        """Forget these keys here and below."""
-        self.top.delete(keys)
+        """Forget these keys below and here, in this order: a failure must not bare an old version.
+
+        None of them may be pinned.
+        """
         self.below.delete(keys)
-        self._account()
+        self.top.delete(keys)
 
     def flush(self) -> None:
         """Write all dirty rows below, and round the copy here to what was written.
 
         With rows narrower than float32 the resident copy is rounded too, so that a run that goes
-        on equals one that resumes.
+        on equals one that resumes. Rows may be pinned, but nobody may work in them meanwhile.
         """
-        for piece in self._pieces(self.top.dirty_positions()):
+        start = 0
+        while len(piece := self.top.dirty_positions(start, self._piece)):
+            limit = self.top.limit
             self.make_room(len(piece))
-            rows = self.top.rows_at(piece)
-            self._write_back(rows)
-            self.top.dirty[piece] = 0
-            if self._shape.codec.name != "float32":
-                self.top.array.scatter(piece, self._rounded(rows.values))
+            if self.top.limit < limit:  # rows have left or moved
+                start = 0
+                continue
+            self._write_down(piece)
+            start = int(piece[-1]) + 1
         self.below.flush()
-        self._account()
 
     def check(self) -> list[str]:
         """Broken invariants of the cache, the tier below, and between them."""
         wrong = self.top.check() + self.below.check()
         if self._budget is not None and self._budget.used > self._budget.total:
-            wrong.append(f"{self._budget.what}: {self._budget.used} bytes held, more than given")
+            wrong.append(
+                f"{self._budget.what}: expected at most {self._budget.total} bytes held, got "
+                f"{self._budget.used}"
+            )
+        for piece in self._pieces(self.top.occupied()):
+            wrong += self._differing(self.top.rows_at(piece))
         return wrong
 
     def close(self) -> None:
@@ -233,15 +230,15 @@ class Hierarchy:
 
     def _too_small(self, rows: int) -> WorkingSetError:
         """The error that says how large the tier would have to be."""
-        per_row = self.top.array.bytes_per_position + overhead_bytes(1000) // 1000 + ENTRY_BYTES
-        need = (rows + self.top.pinned) * per_row
+        need = (rows + self.top.pinned) * self.top.array.bytes_per_position
         if self._budget is not None:
+            need += (rows + self.top.pinned) * ENTRY_BYTES + overhead_bytes(rows + self.top.pinned)
             need += self._budget.used - self._budget.parts["cache"] + self.below.growth_bound(rows)
         need = int(1.25 * need)
         return WorkingSetError(
-            f"tier {self.name!r}: one batch needs {rows} rows resident beside {self.top.pinned} in "
-            f"use, but the tier holds {self.top.limit}; give it {show_size(need)} or use a smaller "
-            f"batch",
+            f"tier {self.name!r}: expected room for {rows} rows beside {self.top.pinned} in use, "
+            f"but it holds {self.top.limit}; give it {show_size(need)} ({need} bytes) or use a "
+            f"smaller batch",
             needed_bytes=need,
         )
 
@@ -255,18 +252,86 @@ class Hierarchy:
             self.first_seen.accesses += int(counts[unseen].sum())
         # What comes from below is the version below has: clean here, even if it is dirty there.
         rows.dirty[:] = False
-        positions, evicted = self.top.admit(rows)
-        self._write_back(evicted)
+        self._push_out(self.top.evict_for(keys))
+        positions, _ = self.top.admit(rows)
         self.top.pin(positions)
-        self._account()
         return positions
 
-    def _write_back(self, evicted: Rows) -> None:
-        """Give evicted rows to the tier below; a clean row has its copy there or needs none."""
+    def _limit_for(self, rows: int, resident: int) -> int:
+        """The positions to keep, so that ``rows`` rows and all those that leave can be written."""
+        top, budget = self.top, self._budget
+        if budget is None:
+            return top.limit
+        short = self.below.growth_bound(rows) - budget.free
+        step = budget.total // (_SHRINK_PARTS * top.bytes_per_position)
+        if short <= 0:
+            eased = top.limit - step
+            wanted = eased >= 2 * rows and not top.pinned and self.wants_room
+            return eased if wanted else top.limit
+        limit = top.limit
+        while short > 0:
+            limit -= 1 + short // top.bytes_per_position
+            if top.pinned or limit < resident:
+                raise self._too_small(rows)
+            freed = (top.limit - limit) * top.bytes_per_position
+            leaving = max(0, len(top) - limit)
+            short = self.below.growth_bound(rows + leaving) - budget.free - freed
+        return limit - step if limit - step >= 2 * rows else limit
+
+    def _evictable(self, rows: int, count: int) -> int:
+        """How many of ``count`` rows can be written below with the bytes that are free now."""
+        assert self._budget is not None
+        count = min(count, self._piece)
+        if self.below.growth_bound(count) > self._budget.free:
+            # What has been evicted so far gives its memory back first.
+            self.top.shrink(len(self.top))
+            self._account()
+        while self.below.growth_bound(count) > self._budget.free:
+            if count == 1:
+                raise self._too_small(rows)
+            count //= 2
+        return count
+
+    def _push_out(self, evicted: Rows) -> None:
+        """Give evicted rows to the tier below, or take them back here when it fails."""
+        try:
+            self._write_back(evicted)
+        except BaseException:
+            self.top.admit(evicted)  # their places are still free
+            raise
+        self._account()
+
+    def _write_back(self, rows: Rows) -> None:
+        """Give rows to the tier below; a clean row has its copy there or needs none."""
         below_caches = isinstance(self.below, Hierarchy)
-        rows = evicted if below_caches or evicted.dirty.all() else evicted.take(evicted.dirty)
+        rows = rows if below_caches or rows.dirty.all() else rows.take(rows.dirty)
         if len(rows):
             self.below.write(rows)
+
+    def _write_down(self, positions: Positions) -> None:
+        """Write dirty rows below; they stay here, clean."""
+        rows = self.top.rows_at(positions)
+        self._write_back(rows)
+        self.top.dirty[positions] = 0
+        if self._shape.codec != CODECS["float32"]:
+            self.top.array.scatter(positions, self._rounded(rows.values))
+        self._account()
+
+    def _differing(self, rows: Rows) -> list[str]:
+        """One line when clean rows here are not what the tier below, or a new key, has."""
+        rows = rows.take(~rows.dirty)
+        below, missing = self.below.peek(rows.keys)
+        below.values[missing] = self._fresh(rows.keys[missing])
+        same = _equal(rows.values, below.values) & (rows.steps == below.steps)
+        # A row nobody changed is not below; one that came from a wider tier was rounded here.
+        same |= missing & _equal(rows.values, self._rounded(below.values))
+        if same.all():
+            return []
+        first = int(rows.keys[np.argmin(same)])
+        return [
+            f"tier {self.name!r}: expected clean rows as the tier below has them, but "
+            f"{np.count_nonzero(~same)} differ, key {first} first; open the store again"
+        ]
 
     def _complete(
         self,
@@ -294,3 +359,9 @@ class Hierarchy:
         array = self.top.array.bytes_per_position
         self._budget.hold("cache", self.top.limit * array + self.top.overhead_bytes)
         self._budget.hold("ssd", self.below.memory_bytes)
+
+
+def _equal(left: Floats, right: Floats) -> NDArray[np.bool_]:
+    """(U,) bool: which rows have the same bits, so that NaN equals itself."""
+    same: NDArray[np.bool_] = (left.view(np.uint32) == right.view(np.uint32)).all(axis=1)
+    return same

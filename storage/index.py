@@ -7,8 +7,9 @@ Deletion shifts back, so there are no tombstones and a probe never grows with hi
 
 The home slot is ``tag * slots >> 32``: it can be recomputed from the slot alone, and the number of
 slots need not be a power of two. The tag is not the top half of the mixed key, since a shard's keys
-agree in their top bits, its buckets, and would all have their home in one stretch of slots. All 2**64 keys are ordinary: emptiness is a property of the slot
-(position 2**32 - 1), not a reserved key.
+agree in their top bits, its buckets, and would all have their home in one stretch of slots. All
+2**64 keys are ordinary: emptiness is a property of the slot (position 2**32 - 1), not a reserved
+key.
 
 Measured (1 thread, 5 M keys, random lookups): see tests/benchmarks/step.py. Threads: one owner.
 """
@@ -48,7 +49,7 @@ def find(slots: Any, owners: Any, keys: Any, positions: Any) -> None:
     for i in range(keys.shape[0]):
         key = keys[i]
         tag = mix(key) & _LOW
-        slot = np.int64((tag * size) >> _32)
+        slot: Any = np.int64((tag * size) >> _32)
         answer = np.int64(-1)
         while True:
             word = slots[slot]
@@ -69,7 +70,7 @@ def insert(slots: Any, keys: Any, positions: Any) -> None:
     size = np.uint64(slots.shape[0])
     for i in range(keys.shape[0]):
         tag = mix(keys[i]) & _LOW
-        slot = np.int64((tag * size) >> _32)
+        slot: Any = np.int64((tag * size) >> _32)
         while slots[slot] != EMPTY:
             slot = slot + 1 if slot + 1 < slots.shape[0] else 0
         slots[slot] = (tag << _32) | np.uint64(positions[i])
@@ -82,7 +83,7 @@ def erase(slots: Any, owners: Any, positions: Any) -> None:
     for i in range(positions.shape[0]):
         tag = mix(owners[positions[i]]) & _LOW
         word = (tag << _32) | np.uint64(positions[i])
-        slot = np.int64((tag * size) >> _32)
+        slot: Any = np.int64((tag * size) >> _32)
         while slots[slot] != word:
             slot = slot + 1 if slot + 1 < slots.shape[0] else 0
         _close_gap(slots, slot)

@@ -36,9 +36,7 @@ class Rows:
 
     def take(self, chosen: NDArray[np.bool_] | NDArray[np.int64]) -> Rows:
         """Copy of the rows that ``chosen`` (a mask or indices) names, in its order."""
-        return Rows(
-            self.keys[chosen], self.values[chosen], self.steps[chosen], self.dirty[chosen]
-        )
+        return Rows(self.keys[chosen], self.values[chosen], self.steps[chosen], self.dirty[chosen])
 
     @staticmethod
     def empty(count: int, width: int) -> Rows:

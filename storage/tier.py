@@ -27,7 +27,11 @@ from storage.rows import Counts, Keys, Rows
 
 
 class Tier(Protocol):
-    """The contract that `CacheTier`, `SsdTier` and `Hierarchy` fulfil."""
+    """The contract that `SsdTier` and `Hierarchy` fulfil.
+
+    A `CacheTier` has the same `lookup`, `peek`, `delete` and `check`, but it is bounded: what it is
+    given with `admit` may push out other rows, and only a hierarchy knows where those go.
+    """
 
     name: str
     width: int
@@ -35,8 +39,11 @@ class Tier(Protocol):
     def lookup(self, keys: Keys, counts: Counts) -> tuple[Rows, NDArray[np.bool_]]:
         """Hand rows to the tier above: (rows aligned with keys, missing (U,) bool).
 
-        counts: (U,) int32, how often the batch uses each key, for the figures. Rows where ``missing`` is set hold nothing. Counts as a use, and makes the rows handed
-        out the first candidates for eviction here, since the tier above owns them now.
+        counts: (U,) int32, how often the batch uses each key, for the figures. Rows where
+        ``missing`` is set hold nothing. Counts as a use, and makes the rows handed out the first
+        candidates for eviction here, since the tier above owns them now.
+
+        Raises: CorruptError when a row cannot be read.
         """
         ...
 
@@ -45,7 +52,10 @@ class Tier(Protocol):
         ...
 
     def write(self, rows: Rows) -> None:
-        """Take rows back from the tier above (the clean ones are kept only if that is free)."""
+        """Take rows back from the tier above; the clean ones need not be kept.
+
+        Raises: DiskFullError; the caller then still owns all of these rows.
+        """
         ...
 
     def delete(self, keys: Keys) -> None:
@@ -53,7 +63,10 @@ class Tier(Protocol):
         ...
 
     def flush(self) -> None:
-        """Give every dirty row to the tier below; return when the lowest tier has them all."""
+        """Give every dirty row to the tier below; return when the lowest tier has them all.
+
+        Raises: DiskFullError; no row is lost, those not written are dirty still.
+        """
         ...
 
     def check(self) -> list[str]:
