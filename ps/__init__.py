@@ -51,7 +51,12 @@ def open(
 
     Raises: ConfigError; LockedError; MismatchError; StoreError.
     """
-    on = torch.device(device)
+    try:
+        on = torch.device(device)
+    except RuntimeError as error:
+        raise ConfigError(f"device: expected 'cpu' or 'cuda', got {device!r}") from error
+    if on.type not in ("cpu", "cuda"):
+        raise ConfigError(f"device: expected 'cpu' or 'cuda', got {device!r}")
     if on.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device: expected a CUDA device, found none; use device='cpu'")
     if on.type != "cpu" and hbm is None:

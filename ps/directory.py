@@ -36,6 +36,7 @@ class StoreDirectory:
                 f"{path}: expected a store (a folder with {_FORMAT_FILE}), found none; "
                 f"check the path"
             )
+        self._made = False
         self._lock = self._take_lock()
         try:
             self.tables = self._agree(tables)
@@ -45,16 +46,23 @@ class StoreDirectory:
 
     def close(self) -> None:
         """Give the folder back. Twice is fine."""
-        self._lock.close()
+        if not self._lock.closed:
+            # Said aloud: a forked child (a DataLoader worker) has a copy of the descriptor, and
+            # closing ours alone would leave the folder locked as long as that child lives.
+            fcntl.flock(self._lock, fcntl.LOCK_UN)
+            self._lock.close()
+
+    def discard(self) -> None:
+        """Take back that the folder is a store, if it was not before; for when opening fails."""
+        if self._made:
+            (self.path / _FORMAT_FILE).unlink(missing_ok=True)
 
     def _take_lock(self) -> TextIO:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             lock = open(self.path / _LOCK_FILE, "a+")  # noqa: SIM115 - held until close
         except OSError as error:
-            raise StoreError(
-                f"{self.path}: cannot be written ({error.strerror}); check path and permissions"
-            ) from error
+            raise _unwritable(self.path, error) from error
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -78,13 +86,14 @@ class StoreDirectory:
         if not file.exists():
             assert tables is not None
             _write_synced(file, {"format": FORMAT, "tables": [t.describe() for t in tables]})
+            self._made = True
             return tuple(tables)
         found = _read(file)
-        if tables is not None:
-            for difference in _differences(self.path, found["tables"], tables):
-                raise MismatchError(difference)
-            return tuple(tables)
-        return tuple(table_from(description) for description in found["tables"])
+        if tables is None:
+            return found
+        for difference in _differences(self.path, found, tables):
+            raise MismatchError(difference)
+        return tuple(tables)
 
 
 def _check_names(tables: Sequence[Table]) -> None:
@@ -93,45 +102,58 @@ def _check_names(tables: Sequence[Table]) -> None:
         raise ConfigError(f"tables: expected one or more with names of their own, got {names}")
 
 
-def _read(file: Path) -> dict[str, Any]:
+def _read(file: Path) -> tuple[Table, ...]:
+    """The tables that a format file describes."""
     try:
         found = json.loads(file.read_text())
-        version = found["format"]
+        if found["format"] != FORMAT:
+            raise MismatchError(
+                f"{file}: expected format {FORMAT}, found {found['format']}; use the version of "
+                f"Terrace that made it, or a newer one"
+            )
+        return tuple(table_from(description) for description in found["tables"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise StoreError(f"{file}: expected a store's format file ({error})") from error
-    if version != FORMAT:
-        raise MismatchError(
-            f"{file}: expected format {FORMAT}, found {version}; use the version of Terrace that "
-            f"made it, or a newer one"
-        )
-    return dict(found)
+        raise StoreError(
+            f"{file}: expected a store's format file, got one that cannot be read "
+            f"({type(error).__name__}: {error}); restore it from a backup"
+        ) from error
 
 
 def _write_synced(file: Path, content: dict[str, Any]) -> None:
     """All or nothing: written beside, synced, renamed, and the rename synced."""
     beside = file.with_suffix(".new")
-    with open(beside, "w") as out:
-        json.dump(content, out, indent=1)
-        out.flush()
-        os.fsync(out.fileno())
-    beside.replace(file)
-    folder = os.open(file.parent, os.O_RDONLY)
     try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+        with open(beside, "w") as out:
+            json.dump(content, out, indent=1)
+            out.flush()
+            os.fsync(out.fileno())
+        beside.replace(file)
+        folder = os.open(file.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except OSError as error:
+        raise _unwritable(file, error) from error
 
 
-def _differences(path: Path, found: list[dict[str, Any]], given: Sequence[Table]) -> list[str]:
+def _unwritable(path: Path, error: OSError) -> StoreError:
+    return StoreError(f"{path}: cannot be written ({error.strerror}); check path and permissions")
+
+
+def _differences(path: Path, found: Sequence[Table], given: Sequence[Table]) -> list[str]:
     """What the store was made with that is not what is asked for now, one line each."""
-    have = {table["name"]: table for table in found}
+    have = {table.name: table.describe() for table in found}
     want = {table.name: table.describe() for table in given}
     if have.keys() != want.keys():
-        return [f"{path}: the store holds tables {sorted(have)}, expected {sorted(want)}"]
+        return [
+            f"{path}: the store holds tables {sorted(have)}, expected {sorted(want)}; give the "
+            f"same tables or another directory"
+        ]
     lines = []
     for name, table in want.items():
         for field in table:
-            ours, theirs = _without_rate(table[field]), _without_rate(have[name].get(field))
+            ours, theirs = _without_rate(table[field]), _without_rate(have[name][field])
             if ours != theirs:
                 lines.append(
                     f"{path}: table {name!r} was made with {field} {_show(theirs)}, expected "

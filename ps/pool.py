@@ -9,6 +9,7 @@ Threads: "terrace-pool"; `run` may be called from one thread at a time.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -29,10 +30,10 @@ class Pool:
         )
 
     def run(self, kernel: Callable[..., Any], count: int, *arguments: Any) -> list[Any]:
-        """``kernel(*arguments, begin, end)`` over all of 0 to ``count``: what each range returned."""
+        """``kernel(*arguments, begin, end)`` over 0 to ``count``: what each range returned."""
         parts = max(1, min(self.threads, count // _LEAST))
         edges = [count * part // parts for part in range(parts + 1)]
-        ranges = list(zip(edges, edges[1:], strict=False))
+        ranges = list(itertools.pairwise(edges))
         others = [
             self._others.submit(kernel, *arguments, begin, end)
             for begin, end in ranges[1:]

@@ -36,10 +36,10 @@ class Record:
     """The gradient of one use of a table.
 
     positions: (U,) int64 of the rows used. inverse: (N,) int32, the row of each access. bags: (N,)
-    int32, the bag of each access. weights: (N,) float32, its factor, (0,) for 1. gradient: (bags, D)
-    float32 of the pooled output, on the store's device. argmax: (bags, D) int32, the access that
-    each float came from, for pooling by maximum, else None. holds: keep the rows pinned.
-    finite: no NaN or infinity in ``gradient``.
+    int32, the bag of each access. weights: (N,) float32, its factor, (0,) for 1.
+    gradient: (bags, D) float32 of the pooled output, on the store's device. argmax: (bags, D)
+    int32, the access that each float came from, for pooling by maximum, else None. holds: keep the
+    rows pinned. finite: no NaN or infinity in ``gradient``.
     """
 
     positions: Positions
@@ -119,10 +119,12 @@ def _apply_on_device(
     assert isinstance(array, FloatArray)
     union, numbers, _ = dedupe(np.concatenate([r.positions for r in records]).view(np.uint64))
     edges = np.cumsum([len(record.positions) for record in records])[:-1]
+    inverses = [
+        number[record.inverse]
+        for record, number in zip(records, np.split(numbers, edges), strict=True)
+    ]
+    total = _merged_on_device(records, inverses, len(union))
     positions = torch.from_numpy(union.view(np.int64)).to(device)
-    total = torch.zeros((len(union), table.dim), device=device)
-    for record, number in zip(records, np.split(numbers, edges), strict=True):
-        total += _merged_on_device(record, number[record.inverse], len(union))
     skipped = apply_tensors(
         table.optimizer, array.embeddings, array.state, positions, total,
         lr=lr, step=step, scale=scale,
@@ -133,14 +135,31 @@ def _apply_on_device(
     return len(union) - len(good)
 
 
-def _merged_on_device(record: Record, inverse: NDArray[Any], count: int) -> Tensor:
+def _merged_on_device(
+    records: Sequence[Record], inverses: Sequence[NDArray[Any]], count: int
+) -> Tensor:
+    """`condense` where the gradients are: (U, D) float32, summed in the same order."""
+    device = records[0].gradient.device
+    rows = torch.from_numpy(np.concatenate(inverses).astype(np.int64)).to(device)
+    if len(records) == 1 and records[0].argmax is None:
+        bags, weights = _on_device(records[0])
+        return merge_tensors(rows, bags, weights, records[0].gradient, count)
+    parts = torch.cat([_by_access(record) for record in records])
+    return merge_tensors(rows, torch.arange(len(parts), device=device), None, parts, count)
+
+
+def _by_access(record: Record) -> Tensor:
+    """(N, D): what each access has of its bag's gradient."""
+    bags, weights = _on_device(record)
+    parts = record.gradient[bags]
+    if record.argmax is not None:
+        argmax = torch.from_numpy(record.argmax).to(parts.device)[bags]
+        access = torch.arange(len(bags), device=parts.device).unsqueeze(1)
+        return torch.where(argmax == access, parts, 0.0)
+    return parts if weights is None else parts * weights.unsqueeze(1)
+
+
+def _on_device(record: Record) -> tuple[Tensor, Tensor | None]:
     device = record.gradient.device
-    rows, bags = (torch.from_numpy(a.astype(np.int64)).to(device) for a in (inverse, record.bags))
-    if record.argmax is None:
-        weights = torch.from_numpy(record.weights).to(device) if len(record.weights) else None
-        return merge_tensors(rows, bags, weights, record.gradient, count)
-    # Each access takes the floats of its bag's gradient that it was the maximum of.
-    argmax = torch.from_numpy(record.argmax).to(device)[bags]
-    access = torch.arange(len(bags), device=device).unsqueeze(1)
-    parts = torch.where(argmax == access, record.gradient[bags], 0.0)
-    return merge_tensors(rows, access.squeeze(1), None, parts, count)
+    bags = torch.from_numpy(record.bags.astype(np.int64)).to(device)
+    return bags, torch.from_numpy(record.weights).to(device) if len(record.weights) else None

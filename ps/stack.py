@@ -25,6 +25,7 @@ _BUFFER_SHARE, _LARGEST_BUFFER = 96, 4 << 20
 _STAGING_SHARE, _LARGEST_STAGING = 32, 16 << 20
 _SLACK_SHARE = 128
 _LEAST_ROWS = 16
+_MARGIN = 1.15
 _OVERHEAD = overhead_bytes(1000) / 1000
 
 
@@ -51,8 +52,8 @@ class Stack:
         self.ssd = SsdTier(table.name, table.shape, log, buffer_bytes=buffer)
         self._staging = min(_LARGEST_STAGING, sizes.ram // _STAGING_SHARE)
         self._policy = policy
-        self.budget.hold("ssd", self.ssd.memory_bytes)
-        self.budget.hold("staging", self._staging)
+        self._hold("ssd", self.ssd.memory_bytes)
+        self._hold("staging", self._staging)
         self._caches(sizes, device)
 
     @property
@@ -84,7 +85,7 @@ class Stack:
             return
         rows = sizes.hbm // self._float_row_bytes
         self.top = self._make("hbm", self._bounded(rows, "--hbm"), device, coded=False)
-        self.budget.hold("hbm index", overhead_bytes(self.top.limit))
+        self._hold("hbm index", overhead_bytes(self.top.limit))
         row = self._float_row_bytes if self._plain else self.table.shape.record_bytes
         ram = self._cache("ram", row, self._room(), torch.device("cpu"), coded=not self._plain)
         self.caches = (self.top, ram)
@@ -121,20 +122,42 @@ class Stack:
     def _bounded(self, rows: int, option: str) -> int:
         """As many rows as there is room for, but no more than the table has."""
         if rows < _LEAST_ROWS:
-            fixed = self.budget.used + self.budget.total // _SLACK_SHARE
-            need = int(1.1 * (fixed + 1024 * (self._float_row_bytes + _OVERHEAD + ENTRY_BYTES)))
-            raise ConfigError(
-                f"{option} leaves table {self.table.name!r} room for {max(0, rows)} rows beside "
-                f"index and buffers; expected {_LEAST_ROWS} or more; give each table at least "
-                f"{show_size(need)}"
-            )
+            raise self._too_little(option, rows)
         return rows if self.table.rows is None else min(rows, self.table.rows)
+
+    def _hold(self, part: str, size: int) -> None:
+        if size > self.budget.free:
+            raise self._too_little("--ram", 0)
+        self.budget.hold(part, size)
+
+    def _too_little(self, option: str, rows: int) -> ConfigError:
+        """The error that names a budget of ``option`` with which 1024 rows fit."""
+        row, fixed = self._float_row_bytes, 0.0
+        if option == "--ram":
+            row += int(_OVERHEAD) + ENTRY_BYTES
+            # What grows with the budget is a known share of it: buffers, staging and slack.
+            fixed = self.ssd.memory_bytes + self.budget.parts.get("hbm index", 0) + 1024 * _OVERHEAD
+        return ConfigError(
+            f"{option} leaves table {self.table.name!r} room for {max(0, rows)} rows beside "
+            f"index and buffers; expected {_LEAST_ROWS} or more; give each table at least "
+            f"{show_size(int(_MARGIN * (fixed + 1024 * row)))}"
+        )
 
     def _stacked(self, cache: CacheTier, below: Any, budget: Budget | None) -> Hierarchy:
         return Hierarchy(
             cache, below, budget=budget, shape=self.table.shape, fresh=self.table.fresh,
             staging_bytes=self._staging,
         )  # fmt: skip
+
+
+def sizes(tables: Sequence[Table], ram: int, hbm: int | None) -> dict[str, Sizes]:
+    """Budgets by table, of bytes for all tables together."""
+    in_ram = divide(ram, tables)
+    in_hbm = None if hbm is None else divide(hbm, tables)
+    return {
+        table.name: Sizes(in_ram[table.name], None if in_hbm is None else in_hbm[table.name])
+        for table in tables
+    }
 
 
 def divide(total: int, tables: Sequence[Table]) -> Mapping[str, int]:

@@ -1,4 +1,4 @@
-"""The caller's state in a checkpoint: tensors and JSON values, to bytes and back, without code in it.
+"""The caller's state in a checkpoint: tensors and JSON values, to bytes and back, no code in it.
 
 Tensors go into safetensors; everything else, and where each tensor belongs, into JSON.
 """
@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from storage.errors import ConfigError, CorruptError
@@ -22,7 +24,7 @@ _PLAIN = (str, int, float, bool, type(None))
 def pack_state(state: Mapping[str, Any]) -> tuple[str, bytes]:
     """(JSON, safetensors bytes) of a tree of dicts, lists, tuples, JSON values and tensors.
 
-    Raises: ConfigError naming the path of a value that is neither.
+    NumPy arrays count as tensors. Raises: ConfigError naming the path of a value that is neither.
     """
     tensors: dict[str, torch.Tensor] = {}
     tree = _strip(state, "state", tensors)
@@ -36,17 +38,14 @@ def unpack_state(tree: str, tensors: bytes) -> dict[str, Any]:
     """
     try:
         return dict(_fill(json.loads(tree), load(tensors)))
-    except (ValueError, KeyError, RuntimeError) as error:
+    except (ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
         raise CorruptError(f"checkpoint: the caller's state cannot be read ({error})") from error
 
 
 def _strip(value: Any, path: str, tensors: dict[str, torch.Tensor]) -> Any:
-    if isinstance(value, np.ndarray):
-        value = torch.from_numpy(value)
-    if isinstance(value, torch.Tensor):
+    if isinstance(value, np.ndarray | torch.Tensor):
         name = str(len(tensors))
-        # A copy: safetensors refuses tensors that share memory, and the caller goes on with his.
-        tensors[name] = value.detach().cpu().contiguous().clone()
+        tensors[name] = _plain_tensor(value, path)
         return {_MARK: name}
     if isinstance(value, Mapping):
         return {_name(key, path): _strip(v, f"{path}.{key}", tensors) for key, v in value.items()}
@@ -58,6 +57,20 @@ def _strip(value: Any, path: str, tensors: dict[str, torch.Tensor]) -> Any:
         f"checkpoint: {path} is a {type(value).__name__}, expected tensors and JSON values; "
         f"convert it or leave it out"
     )
+
+
+def _plain_tensor(value: NDArray[Any] | torch.Tensor, path: str) -> torch.Tensor:
+    """A copy on the CPU: safetensors refuses tensors that share memory, and the caller goes on."""
+    try:
+        tensor = torch.from_numpy(value.copy()) if isinstance(value, np.ndarray) else value
+        copy = tensor.detach().cpu().contiguous().clone()
+        save({path: copy.flatten()[:0]})
+    except (TypeError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise ConfigError(
+            f"checkpoint: {path} is a tensor that cannot be stored ({error}); make it a dense "
+            f"one of a plain dtype, or leave it out"
+        ) from error
+    return copy
 
 
 def _name(key: Any, path: str) -> str:

@@ -98,7 +98,7 @@ def export_store(
         table = store.tables[name]
         count = max(1, part_bytes // (4 * table.width + 12))
         # Closed at once: it holds the store's lock, and an error's traceback would keep it alive.
-        with closing(store.rows(name)) as pieces:
+        with closing(store.scan(name)) as pieces:
             for rows in folder.write(table, pieces, count):
                 told.add(rows)
     manifest = folder.finish()

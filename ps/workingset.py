@@ -1,8 +1,8 @@
 """WorkingSet: the rows that one batch needs, resident and pinned until nobody uses them.
 
-It is held by whoever uses it: the prefetch queue, the graph of a forward pass, a gradient that waits
-for its step. When the last lets go, the store is told, and unpins at a moment that depends on the
-order of batches only.
+It is held by whoever uses it: the prefetch queue, the graph of a forward pass, a gradient that
+waits for its step. When the last lets go, the store is told, and unpins at a moment that depends on
+the order of batches only.
 
 Threads: made by the store's planner; `hold` and `drop` from any thread.
 """
@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from numpy.typing import NDArray
 
 from storage.rows import Counts, Keys, Positions
@@ -29,17 +30,23 @@ class Part:
     keys: Keys
     positions: Positions
     counts: Counts
-    inverses: Sequence[NDArray]
+    inverses: Sequence[NDArray[np.int32]]
 
 
 class WorkingSet:
-    """Parts by table name. Starts held by nobody: `hold` it before it is handed on."""
+    """Parts by table name, held by nobody at first: `hold` it before it is handed on.
+
+    released: called once, from any thread, when the last holder lets go, or when the set is
+    collected and nobody ever held it (an exception came between).
+    """
 
     def __init__(self, parts: Mapping[str, Part], released: Callable[[WorkingSet], None]) -> None:
         self.parts = parts
         self._released = released
         self._holders = 0
-        self._lock = threading.Lock()
+        self._over = False
+        # Reentrant: collecting garbage while it is held may drop another holder of this same set.
+        self._lock = threading.RLock()
 
     def hold(self) -> Hold:
         """One more holder."""
@@ -51,8 +58,14 @@ class WorkingSet:
         """One holder less; the last one releases the rows."""
         with self._lock:
             self._holders -= 1
-            last = self._holders == 0
+            last = self._holders == 0 and not self._over
+            self._over |= last
         if last:
+            self._released(self)
+
+    def __del__(self) -> None:
+        if not self._over:
+            self._over = True
             self._released(self)
 
 
