@@ -190,6 +190,7 @@ def _report(
         "bytes": _bytes(store),
         "rows_crc": digest,
         "bad_lines": bad_lines,
+        "bad_steps": progress.bad_steps,
         "skipped_rows": trainer.sparse.skipped_rows,
         "stats": stats,
     }
@@ -238,8 +239,9 @@ def _show(job: Job, report: dict[str, Any], *, interrupted: bool) -> None:
         "RAM budget, peak": f"{show_size(held['ram_budget'])}, {show_size(held['ram_peak'])}",
         "file": show_size(held["file"]),
     }
-    if report["bad_lines"] or report["skipped_rows"]:
-        rows["bad lines / skipped rows"] = f"{report['bad_lines']:,} / {report['skipped_rows']:,}"
+    for name in ("bad_lines", "bad_steps", "skipped_rows"):
+        if report[name]:
+            rows[name.replace("_", " ")] = f"{report[name]:,}"
     show_table("interrupted" if interrupted else "done", rows)
     more = "" if interrupted else f" --epochs {job.schedule.epochs + 1}"
     typer.echo(f"go on: terrace train --data {job.data} --store {job.store} --resume{more} ...")

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ps.store import Store
 from storage.errors import ConfigError, MismatchError
-from worker.call import Call, Staged, stage
+from worker.call import Call, Caller, Staged, stage
 from worker.input import Bags, bags_of
 from worker.lookup import Use, evaluated, pooled
 from worker.pooling import check_mode
@@ -43,18 +43,19 @@ class EmbeddingBag(nn.Module):
         self.table = table
         self.mode = mode
         self.include_last_offset = include_last_offset
-        self.padding_idx = padding_idx
         self.embedding_dim = store.tables[table].dim
         self.num_embeddings = store.tables[table].rows
+        self.padding_idx = _padding(table, self.num_embeddings, padding_idx)
 
     def forward(
         self, input: Tensor, offsets: Tensor | None = None, per_sample_weights: Tensor | None = None
     ) -> Tensor:
         """Pooled rows: (bags, D) float32 on the store's device.
 
-        input: ids, integers: (N,) with ``offsets`` (bags,), or (bags, L) without. per_sample_weights:
-        as ``input``, floats, with mode "sum" only; differentiable. ``padding_idx`` ids count for
-        nothing; empty bags are zeros.
+        input: ids, integers: (N,) with ``offsets`` (bags,), or (bags, L) without.
+        per_sample_weights: as ``input``, floats, with mode "sum" only; differentiable while
+        training. ``padding_idx`` ids count for nothing; empty bags are zeros. In a table of fixed
+        size a negative ``padding_idx`` counts from the end, as in torch; elsewhere it is an id.
 
         Raises: KeyRangeError; WorkingSetError before anything has changed; CorruptError.
         """
@@ -64,10 +65,11 @@ class EmbeddingBag(nn.Module):
             weights = bags.weights(per_sample_weights)
             return evaluated(self.store, self.table, self.mode, bags, weights)
         staged = find_staged(self, (input, offsets))
+        hold = staged.working_set.hold()  # before anything can fail
         bags = staged.call.lookups[0][1]
         use = Use(
             self.store, self.table, self.mode, bags, staged.working_set.parts[self.table],
-            staged.inverses[0], bags.weights(per_sample_weights), staged.working_set.hold(),
+            staged.inverses[0], bags.weights(per_sample_weights), hold,
         )  # fmt: skip
         return pooled(use, per_sample_weights)
 
@@ -105,15 +107,25 @@ class EmbeddingBag(nn.Module):
             )
 
 
-def find_staged(module: Any, arguments: Sequence[Any]) -> Staged:
+def find_staged(module: Caller, arguments: Sequence[Any]) -> Staged:
     """The call as the prefetch loop staged it, or else staged now."""
-    store: Store = module.store
+    store = module.store
+    store.planner.ensure_usable()
     for staged in store.staged:
+        assert isinstance(staged, Staged)
         if staged.call.is_for(module, arguments):
             return staged
     if not store.prefetching:
         store.settle()
-    given = tuple(arguments)
-    while given and given[-1] is None:
-        given = given[:-1]
-    return stage(store, [Call.of(module, given)])[0]
+    return stage(store, [Call.of(module, tuple(arguments))])[0]
+
+
+def _padding(table: str, rows: int | None, index: int | None) -> int | None:
+    """The id that means padding, or None."""
+    if rows is None or index is None:
+        return index
+    if not -rows <= index < rows:
+        raise ConfigError(
+            f"padding_idx: expected {-rows} to {rows - 1} for table {table!r}, got {index}"
+        )
+    return index % rows

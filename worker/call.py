@@ -1,14 +1,14 @@
 """Call: one use of an embedding module, prepared for the store before or as it happens.
 
-The prefetch loop prepares and stages the calls of coming batches in its own thread; a module that is
-then called with the same arguments finds them staged. Without prefetch, a call stages itself.
+The prefetch loop prepares and stages the calls of coming batches in its own thread; a module that
+is then called with the same arguments finds them staged. Without prefetch, a call stages itself.
 
 Threads: calls are prepared by one thread and used by another; they are never changed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -32,27 +32,25 @@ class Caller(Protocol):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Call:
-    """``module(*arguments)`` and the lookups it makes: (table, bags) each."""
+    """``module(*arguments)`` and the lookups it makes: (table, bags) each.
+
+    arguments: kept, so that nothing else takes their memory. marks: what they were then.
+    """
 
     module: Caller
     arguments: tuple[Any, ...]
+    marks: Sequence[Hashable]
     lookups: Sequence[tuple[str, Bags]]
 
     @staticmethod
     def of(module: Caller, arguments: Any) -> Call:
         """Prepare one call; ``arguments`` is a tuple, or the only argument itself."""
         args = arguments if isinstance(arguments, tuple) else (arguments,)
-        return Call(module, args, module.prepare(*args))
+        return Call(module, args, _marks(args), module.prepare(*args))
 
     def is_for(self, module: Caller, arguments: Sequence[Any]) -> bool:
-        """The same module, called with the same tensors, unchanged."""
-        given = [argument for argument in arguments if argument is not None]
-        ours = [argument for argument in self.arguments if argument is not None]
-        return (
-            self.module is module
-            and len(given) >= len(ours)
-            and all(_same(a, b) for a, b in zip(ours, given, strict=False))
-        )
+        """The same module, called with the same tensors, unchanged since they were staged."""
+        return self.module is module and self.marks == _marks(arguments)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,15 +76,23 @@ def stage(store: Store, calls: Sequence[Call]) -> list[Staged]:
     ]
 
 
-def _same(a: Any, b: Any) -> bool:
-    if a is b:
-        return True
-    if hasattr(a, "lengths") and hasattr(b, "lengths"):
-        return _same(a.values(), b.values()) and _same(a.lengths(), b.lengths())
-    if not (isinstance(a, Tensor) and isinstance(b, Tensor)):
-        return False
-    # The prefetch function may have made another view of the same memory.
-    return (
-        a.data_ptr() == b.data_ptr() and a.dtype == b.dtype and a.device == b.device
-        and a.shape == b.shape and a.stride() == b.stride() and a._version == b._version
-    )  # fmt: skip
+def _marks(arguments: Sequence[Any]) -> list[Hashable]:
+    """What says that two calls have the same arguments; trailing None are as if not given."""
+    marks = [_mark(argument) for argument in arguments]
+    while marks and marks[-1] is None:
+        marks.pop()
+    return marks
+
+
+def _mark(argument: Any) -> Hashable:
+    if argument is None:
+        return None
+    if isinstance(argument, Tensor):
+        # Not the object: the prefetch function may have made another view of the same memory. And
+        # the version: ids that were changed in place since are other ids.
+        version = -1 if argument.is_inference() else argument._version
+        place = (argument.data_ptr(), argument.dtype, argument.device)
+        return (*place, argument.shape, argument.stride(), version)
+    if hasattr(argument, "lengths"):
+        return (_mark(argument.values()), _mark(argument.lengths()), tuple(argument.keys()))
+    return id(argument)

@@ -41,7 +41,7 @@ class KeyedJagged(Protocol):
 
 @dataclass(frozen=True)
 class Jagged:
-    """A plain `KeyedJagged`: names (F,), ids (N,) int64, sizes (F * B,) int64, factors (N,) or None."""
+    """A plain `KeyedJagged`: names (F,), ids (N,), sizes (F * B,) and factors (N,) or None."""
 
     names: Sequence[str]
     ids: Tensor
@@ -126,7 +126,7 @@ class EmbeddingBagCollection(nn.Module):
         parts: dict[str, Tensor] = {}
         for table, pooled_rows in self._pooled(features, layout, weights):
             names = layout.names[table]
-            split = pooled_rows.view(len(names), layout.batch, -1)
+            split = pooled_rows.view(len(names), layout.batch, pooled_rows.shape[1])
             parts |= {name: split[i] for i, name in enumerate(names)}
         order = list(features.keys())
         return Keyed(order, [parts[name] for name in order])

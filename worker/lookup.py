@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from ps.gradient import all_finite
 from ps.record import Record
@@ -67,7 +68,8 @@ def anchor(store: Store, table: str) -> Tensor:
 
 def pooled(use: Use, per_sample_weights: Tensor | None) -> Tensor:
     """(bags, D) float32 on the store's device, differentiable."""
-    out = _Pooled.apply(anchor(use.store, use.table), per_sample_weights, use)
+    table = anchor(use.store, use.table)
+    out = _Pooled.apply(table, per_sample_weights, use)  # type: ignore[no-untyped-call]
     assert isinstance(out, Tensor)
     return out
 
@@ -103,12 +105,13 @@ class _Pooled(torch.autograd.Function):
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor | None, None]:
         use: Use = ctx.use
         if not use.hold.active:
             raise ConfigError(
-                "backward: the step that used this graph is done and its rows may have left; "
-                "run forward again"
+                "backward: the step (or zero_grad) that used this graph is done and its rows may "
+                "have left; run forward again"
             )
         gradient = gradients[0].detach().contiguous()
         finite = _finite(gradient)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ps.record import Record, apply, condensed
 from ps.store import Store
-from storage.errors import ConfigError, NonFiniteError
+from storage.errors import ConfigError, MismatchError, NonFiniteError
 from worker.lookup import anchor
 
 _POLICIES = ("stop", "skip")
@@ -50,26 +50,29 @@ class SparseOptimizer(torch.optim.Optimizer):
         super().__init__(groups, {})
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Apply what is recorded and forget it; returns what ``closure`` returned, if given.
 
-        Raises: NonFiniteError (with on_nan="stop") before any row has changed.
+        Raises: NonFiniteError (with on_nan="stop") and ConfigError (a rate that cannot be meant)
+        before any row has changed.
         """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        self.store.planner.ensure_usable()
         self._refuse_bad()
-        for group in self.param_groups:
-            records = self.store.waiting.pop(group["table"], [])
-            if records:
-                group["steps"] += 1
-                self.skipped_rows += apply(
-                    self.store.stacks[group["table"]], records, self.store.pool,
-                    lr=float(group["lr"]), step=group["steps"], scale=self._scale(group, len(records)),
-                )  # fmt: skip
-                self._drop(records)
-            group["params"][0].grad = None
+        due = [group for group in self.param_groups if self.store.waiting.get(group["table"])]
+        scales = [self._checked_scale(group) for group in due]  # all, before any row changes
+        for group, scale in zip(due, scales, strict=True):
+            table, records = group["table"], self.store.waiting.pop(group["table"])
+            group["steps"] += 1
+            self.skipped_rows += apply(
+                self.store.stacks[table], records, self.store.pool,
+                lr=float(group["lr"]), step=group["steps"], scale=scale,
+            )  # fmt: skip
+            self._drop(records)
+        super().zero_grad()
         return loss
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -99,6 +102,27 @@ class SparseOptimizer(torch.optim.Optimizer):
         for group in self.param_groups:
             if group["params"][0].grad is not None:
                 group["params"][0].grad.mul_(factor)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over steps and rates of the tables, in whatever order they were saved.
+
+        Raises: MismatchError when the state is of other tables.
+        """
+        saved = {group.get("table"): group for group in state_dict["param_groups"]}
+        tables = [group["table"] for group in self.param_groups]
+        if saved.keys() != set(tables):
+            raise MismatchError(
+                f"SparseOptimizer: the state is of tables {sorted(map(str, saved))}, expected "
+                f"{sorted(tables)}"
+            )
+        groups = [{**saved[table], "params": [number]} for number, table in enumerate(tables)]
+        super().load_state_dict({"state": {}, "param_groups": groups})
+
+    def _checked_scale(self, group: dict[str, Any]) -> float:
+        """The factor of this step's gradients. Raises: ConfigError when the step cannot be made."""
+        optimizer = self.store.tables[group["table"]].optimizer
+        optimizer.hyper(lr=float(group["lr"]), step=group["steps"] + 1)
+        return self._scale(group, len(self.store.waiting[group["table"]]))
 
     def _condense(self, name: str, records: list[Record]) -> float:
         """Sum of squares of the merged gradient, which takes the records' place."""
@@ -139,17 +163,18 @@ class SparseOptimizer(torch.optim.Optimizer):
 
 
 def clip_grad_norm_(
-    parameters: Iterable[Tensor], sparse: SparseOptimizer, max_norm: float
+    parameters: Tensor | Iterable[Tensor], sparse: SparseOptimizer, max_norm: float
 ) -> Tensor:
     """Scale dense and sparse gradients together so that their joint 2-norm is at most ``max_norm``.
 
     The factor is that of torch.nn.utils.clip_grad_norm_: max_norm / (norm + 1e-6), at most 1.
     Returns the norm before, zero-dimensional float64.
     """
-    dense = [p.grad for p in parameters if p.grad is not None]
+    given = [parameters] if isinstance(parameters, Tensor) else parameters
+    dense = [parameter.grad for parameter in given if parameter.grad is not None]
     squares = [grad.double().square().sum().cpu() for grad in dense]
     total = (sparse.norm().square() + sum(squares)).sqrt()
-    factor = min(1.0, max_norm / (float(total) + 1e-6))
+    factor = max_norm / (float(total) + 1e-6)
     if factor < 1.0:
         for grad in dense:
             grad.mul_(factor)

@@ -1,8 +1,8 @@
 """Pooling: bags of rows to one vector each, straight from the arrays of the top tier.
 
-Kernels for the host, torch operations for other devices. Sums run over a bag's accesses in order,
-from 0. An empty bag is zeros. Threads: kernels release the GIL; disjoint ranges of bags may run at
-once and give the same bits as one.
+Kernels for the host, torch operations for other devices. A sum begins with a bag's first access
+and adds the others in order. An empty bag is zeros. Threads: kernels release the GIL; disjoint
+ranges of bags may run at once and give the same bits as one.
 """
 
 from __future__ import annotations
@@ -36,19 +36,32 @@ def pool_sum(
     embeddings: (C, D) float32. positions: (N,) int64 by access. starts: (bags + 1,) int64.
     weights: (N,) float32 by access, (0,) for 1. out: (bags, D) float32, written.
     """
-    rows, places, factors, sums = unowned((embeddings, positions, weights, out))
+    rows, places, edges, factors, sums = unowned((embeddings, positions, starts, weights, out))
     for bag in range(begin, end):
-        for d in range(sums.shape[1]):
-            sums[bag, d] = np.float32(0)
-        for n in range(starts[bag], starts[bag + 1]):
+        first, last = edges[bag], edges[bag + 1]
+        if first == last:
+            for d in range(sums.shape[1]):
+                sums[bag, d] = np.float32(0)
+        for n in range(first, last):
             _fetch_ahead(rows, places, n)
-            if factors.shape[0] == 0:
-                for d in range(sums.shape[1]):
-                    sums[bag, d] += rows[places[n], d]
-            else:
-                weight = factors[n]
-                for d in range(sums.shape[1]):
-                    sums[bag, d] += weight * rows[places[n], d]
+            _add(sums, bag, n > first, rows, places[n], factors, n)
+
+
+@inlined
+def _add(sums: Any, bag: Any, more: Any, rows: Any, place: Any, factors: Any, n: Any) -> None:
+    """Adds one row to a bag's sum, or begins the sum with it (half the time for bags of one)."""
+    weight = np.float32(1)
+    if factors.shape[0] > 0:
+        weight = factors[n]
+    if more:
+        for d in range(sums.shape[1]):
+            sums[bag, d] += weight * rows[place, d]
+    elif factors.shape[0] > 0:
+        for d in range(sums.shape[1]):
+            sums[bag, d] = weight * rows[place, d]
+    else:
+        for d in range(sums.shape[1]):
+            sums[bag, d] = rows[place, d]
 
 
 @kernel
@@ -73,12 +86,12 @@ def pool_max(
 
     argmax: (bags, D) int32, written: the first access with the maximum, -1 in an empty bag.
     """
-    rows, places, best, values = unowned((embeddings, positions, argmax, out))
+    rows, places, edges, best, values = unowned((embeddings, positions, starts, argmax, out))
     for bag in range(begin, end):
         for d in range(values.shape[1]):
             values[bag, d] = np.float32(0)
             best[bag, d] = -1
-        for n in range(starts[bag], starts[bag + 1]):
+        for n in range(edges[bag], edges[bag + 1]):
             _fetch_ahead(rows, places, n)
             for d in range(values.shape[1]):
                 value = rows[places[n], d]

@@ -10,6 +10,10 @@ less look-ahead, not an error or a deadlock; and if the working set then still d
 error is raised in the loop, at the batch it belongs to.
 
 Pins end with the batch: at the step, at the next batch if no step came, at break and at exceptions.
+(What a graph or a gradient still needs stays pinned until that is gone: see `ps.workingset`.)
+
+Modules that are in eval mode when the loop first names them, and all modules where gradients are
+off as it starts, are not staged: evaluation reads through copies and changes nothing.
 
 Threads: "terrace-prefetch", joined when the loop ends in any way.
 """
@@ -18,8 +22,10 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
+
+import torch
 
 from ps.store import Store
 from ps.workingset import Hold
@@ -33,7 +39,7 @@ _END: Any = object()
 Keys = Callable[[B], Mapping[Any, Sequence[Any]]]
 
 
-def prefetch(loader: Iterable[B], keys: Keys[B], *, depth: int = 2) -> Iterator[B]:
+def prefetch(loader: Iterable[B], keys: Keys[B], *, depth: int = 2) -> Generator[B, None, None]:
     """The batches of ``loader``, each with its rows resident before it is handed out.
 
     keys: from a batch, the calls that will be made: for each module a list of argument tuples, such
@@ -44,6 +50,10 @@ def prefetch(loader: Iterable[B], keys: Keys[B], *, depth: int = 2) -> Iterator[
     """
     if depth < 0:
         raise ConfigError(f"prefetch: expected a depth of 0 or more, got {depth}")
+    return _batches(loader, keys, depth)
+
+
+def _batches(loader: Iterable[B], keys: Keys[B], depth: int) -> Generator[B, None, None]:
     pipeline = _Pipeline(loader, keys, depth)
     try:
         yield from pipeline.batches()
@@ -51,8 +61,8 @@ def prefetch(loader: Iterable[B], keys: Keys[B], *, depth: int = 2) -> Iterator[
         pipeline.close()
 
 
-class _ClosedInside(Exception):
-    """The loop was closed while the thread waited."""
+class _LoopEndedError(Exception):
+    """The loop ended while the thread waited; seen by the thread only."""
 
 
 class _Pipeline:
@@ -68,13 +78,15 @@ class _Pipeline:
         self._finished = -1
         self._ended = self._closing = False
         self._store: Store | None = None
+        self._learning = torch.is_grad_enabled()
+        self._stages: dict[Any, bool] = {}
         self._first_tick = 0
         self._hold: Hold | None = None
         self._thread: threading.Thread | None = None
 
     # -- the loop's side ------------------------------------------------------------------------
 
-    def batches(self) -> Iterator[Any]:
+    def batches(self) -> Generator[Any, None, None]:
         """Each batch, current until the next is asked for."""
         if self._depth > 0:
             self._thread = threading.Thread(target=self._run, name="terrace-prefetch", daemon=True)
@@ -127,8 +139,9 @@ class _Pipeline:
                 item = self._ready.popleft()
                 self._changed.notify_all()
                 return item
-            if self._error is not None:
-                raise self._error
+            error, self._error = self._error, None  # or the error's frames hold the error
+            if error is not None:
+                raise error
             return None
 
     # -- the thread's side ----------------------------------------------------------------------
@@ -148,7 +161,7 @@ class _Pipeline:
                 return
             calls = self._calls(batch)
             staged = self._stage(number, calls) if calls else []
-        except _ClosedInside:
+        except _LoopEndedError:
             self._end(None)
         except BaseException as error:  # the thread's edge: raised again in the loop
             self._end(error)
@@ -167,6 +180,7 @@ class _Pipeline:
         calls = [
             Call.of(module, arguments)
             for module, uses in self._keys(batch).items()
+            if self._learns(module)
             for arguments in uses
         ]
         if calls and self._store is None:
@@ -174,6 +188,10 @@ class _Pipeline:
         if any(call.module.store is not self._store for call in calls):
             raise ConfigError("prefetch: expected all modules over one store, got several stores")
         return calls
+
+    def _learns(self, module: Any) -> bool:
+        """Decided once: the loop may switch modes for an evaluation while the thread is ahead."""
+        return self._stages.setdefault(module, self._learning and getattr(module, "training", True))
 
     def _adopt(self, module: Caller) -> None:
         store = module.store
@@ -207,7 +225,7 @@ class _Pipeline:
         with self._changed:
             self._wait(lambda: self._finished >= number or self._closing)
             if self._closing:
-                raise _ClosedInside
+                raise _LoopEndedError
 
     def _wait(self, ready: Callable[[], Any]) -> None:
         if not self._changed.wait_for(ready, _DEADLINE_SECONDS):

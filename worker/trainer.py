@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from ps.store import Store
-from storage.errors import ConfigError
+from storage.errors import ConfigError, NonFiniteError
 from worker.data.batch import Batch
 from worker.data.dataset import Dataset
 from worker.metrics import ExactAuc, Figures, Metrics, StreamingAuc
@@ -54,12 +54,15 @@ class Schedule:
 
 @dataclass
 class Progress:
-    """Where a run is. step: batches trained on since the very start; losses: of this process."""
+    """Where a run is. step: batches trained on since the very start; losses: of this process.
+    bad_steps: those with a gradient that was not finite.
+    """
 
     step: int = 0
     epoch: int = 0
     batch: int = 0
     examples: int = 0
+    bad_steps: int = 0
     seconds: float = 0.0
     losses: list[float] = field(default_factory=list)
     metrics: Metrics = field(default_factory=lambda: Metrics(StreamingAuc()))
@@ -134,6 +137,7 @@ class Trainer:
         loss = self._loss(logits, batch.labels.to(logits.device))
         self.dense.zero_grad()
         loss.backward()
+        self._check_dense()
         self.sparse.step()
         self.dense.step()
         self.progress.losses.append(float(loss.detach()))
@@ -141,6 +145,24 @@ class Trainer:
         self.progress.examples += batch.size
         self.progress.step += 1
         self.progress.batch += 1
+
+    def _check_dense(self) -> None:
+        """NaN or infinity in a layer's gradient: stop, or leave the layers out of this step.
+
+        The rows' gradients are checked by `SparseOptimizer`, with the same choice.
+        """
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        if all(bool(gradient.isfinite().all()) for gradient in gradients):
+            return
+        self.progress.bad_steps += 1
+        if self.schedule.on_nan == "stop":
+            self.sparse.zero_grad()
+            raise NonFiniteError(
+                f"step {self.progress.step + 1}: expected finite gradients, got NaN or infinity; "
+                f"nothing has changed and the last checkpoint is good; lower the learning rates, "
+                f"or go on without such gradients by --on-nan skip"
+            )
+        self.dense.zero_grad()
 
     def _batches(self) -> Generator[Batch, None, None]:
         """Batches from the data cursor on, their rows resident, until the schedule ends."""

@@ -142,15 +142,13 @@ def main() -> None:
         except ImportError as error:
             print(f"fbgemm left out: {error}")
         times = time_in_turn(steps, ids, args.rounds)
-        store._broken = RuntimeError("a benchmark's rows are not kept")
         store.close()
     keys = BATCH * FEATURES
     speed = {name: keys / statistics.median(spent) for name, spent in times.items()}
     for name, spent in times.items():
         low, middle, high = (1e3 * np.quantile(spent, q) for q in (0.1, 0.5, 0.9))
-        print(
-            f"{name:8} {speed[name] / 1e6:5.2f} M keys/s   step {middle:5.1f} ms ({low:.1f}-{high:.1f})"
-        )
+        step = f"step {middle:5.1f} ms ({low:.1f}-{high:.1f})"
+        print(f"{name:8} {speed[name] / 1e6:5.2f} M keys/s   {step}")
     ratio = {name: speed["terrace"] / value for name, value in speed.items() if name != "terrace"}
     print("ratio   ", {name: round(value, 2) for name, value in ratio.items()})
     if args.json:

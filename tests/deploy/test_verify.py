@@ -13,8 +13,8 @@ from storage.rows import Rows
 from storage.ssd import SsdTier
 
 ARGUMENTS = [
-    "train", "--data", "synthetic:rows=1e6,examples=8000,features=4,dense=2,zipf=0.3", "--batch-size",
-    "100", "--ram", "1500KB", "--threads", "1", "--steps", "60", "--verify",
+    "train", "--data", "synthetic:rows=1e6,examples=8000,features=4,dense=2,zipf=0.3",
+    "--batch-size", "100", "--ram", "1500KB", "--threads", "1", "--steps", "60", "--verify",
 ]  # fmt: skip
 
 
@@ -36,7 +36,7 @@ def test_changed_row_is_noticed(
 
     def wrong(tier: SsdTier, keys: Any, counts: Any) -> tuple[Rows, Any]:
         rows, missing = lookup(tier, keys, counts)
-        rows.values[:, 0] += 0.01
+        rows.values[~missing, 0] += 0.01
         return rows, missing
 
     monkeypatch.setattr(SsdTier, "lookup", wrong)

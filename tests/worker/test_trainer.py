@@ -1,4 +1,4 @@
-"""The trainer: a run that was interrupted equals one that was not, and evaluation changes nothing."""
+"""The trainer: an interrupted run equals one that was not, and evaluation changes nothing."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import ps
-from storage.errors import ConfigError
+from storage.errors import ConfigError, NonFiniteError
 from worker.data import open_dataset
 from worker.data.dataset import Dataset
 from worker.recommender import PRESETS, Recommender, preset
@@ -126,3 +126,23 @@ def test_schedule_refuses_what_cannot_be_meant() -> None:
             Schedule(**wrong)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="small"):
         preset("huge")
+
+
+def test_gradient_that_is_not_finite_stops_or_is_left_out(tmp_path: Path) -> None:
+    for on_nan in ("stop", "skip"):
+        with _open(tmp_path / on_nan) as store:
+            trainer = _trainer(store, open_dataset(DATA), replace(SCHEDULE, steps=8, on_nan=on_nan))
+
+            def poison(progress: object, trainer: Trainer = trainer) -> None:
+                bias = next(trainer.model.dlrm.parameters())
+                bias.data.fill_(float("nan") if trainer.progress.step == 3 else 0.01)
+
+            if on_nan == "stop":
+                with pytest.raises(NonFiniteError, match="step 4"):
+                    trainer.train(poison)
+                assert trainer.progress.step == 3
+            else:
+                assert trainer.train(poison).bad_steps == 1
+                assert trainer.progress.step == 8
+                assert trainer.sparse.skipped_rows > 0
+                assert all(bool(p.isfinite().all()) for p in trainer.model.parameters())
