@@ -27,10 +27,9 @@ def export(
     """
     from dataclasses import asdict
 
-    from ps.transfer import export_store
-
     import ps
     from deploy.report import write_json
+    from ps.transfer import export_store
 
     with ps.open(directory, None, ram=ram) as store:
         report = export_store(store, destination, format=format, progress=_say("exported"))
@@ -51,9 +50,8 @@ def import_(
     """
     from dataclasses import asdict
 
-    from ps.transfer import import_store
-
     from deploy.report import write_json
+    from ps.transfer import import_store
 
     report = import_store(source, directory, ram=ram, progress=_say("imported"))
     typer.echo(f"{directory}: {sum(report.rows.values()):,} rows")
