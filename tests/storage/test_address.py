@@ -42,7 +42,7 @@ steps = st.lists(
 
 
 @given(steps)
-@settings(max_examples=200)
+@settings(max_examples=120)
 def test_it_answers_as_a_dict_does(steps: list[tuple[str, list[tuple[int, int]]]]) -> None:
     index, model = AddressIndex(), {}
     for action, pairs in steps:

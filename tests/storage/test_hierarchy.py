@@ -108,7 +108,7 @@ def test_flushing_writes_every_dirty_row_though_the_cache_shrinks_meanwhile(
 
 
 @pytest.mark.parametrize("left", [0, 300, 2000, 10_000])
-@pytest.mark.parametrize("rows", [1, 60, 500])
+@pytest.mark.parametrize("rows", [1, 60, 1000])
 def test_after_making_room_the_index_can_grow_as_announced(
     log: BlockLog, left: int, rows: int
 ) -> None:
