@@ -40,7 +40,7 @@ def train(
     hbm: Annotated[str | None, typer.Option(help="A third tier on --device, such as 4GiB.")] = None,
     disk: Annotated[str | None, typer.Option(help="Most that the store may grow to.")] = None,
     device: Annotated[str, typer.Option(help="Where the step computes: cpu or cuda.")] = "cpu",
-    durability: Annotated[str, typer.Option(help="checkpoint: durable at checkpoints.")] = "checkpoint",
+    durability: Annotated[str, typer.Option(help="When rows are durable: strict, interval, checkpoint.")] = "checkpoint",
     checkpoint_every: Annotated[int, typer.Option(help="Steps between checkpoints; 0: last.")] = 1000,
     prefetch: Annotated[int, typer.Option(help="Batches made resident ahead.")] = 2,
     preset: Annotated[str, typer.Option(help="Layers of the DLRM: small, kaggle, terabyte.")] = "small",
@@ -128,7 +128,7 @@ def _total_steps(job: Job, examples: int | None) -> int | None:
 
 
 def _say_disk(store: Store, steps: int | None, job: Job) -> None:
-    """What the run may need on disk, at most: nothing is reclaimed while it goes on."""
+    """What the run may write; stale copies of rows are freed while it goes on."""
     from storage.budget import show_size
 
     free = shutil.disk_usage(store.path).free
@@ -138,7 +138,8 @@ def _say_disk(store: Store, steps: int | None, job: Job) -> None:
     typer.echo(
         f"disk: {show_size(free)} free; a step writes at most {show_size(int(batch))}"
         + (f", the run {show_size(int(batch * steps))}" if steps else "")
-        + "; it stops, with its last checkpoint good, before the disk is full",
+        + ", stale copies are freed meanwhile; it stops, with its last checkpoint good, before the "
+        "disk is full",
         err=True,
     )
 

@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 from ps.optimizer import FTRL, SGD, Adagrad, Adam, RowWiseAdagrad, RowWiseAdam
+from ps.settings import Settings
 from ps.store import Store
 from ps.table import Table
 from storage.budget import parse_size
@@ -28,8 +29,6 @@ __all__ = [
     "Store", "Table", "Uniform", "Zeros", "open",
 ]  # fmt: skip
 
-_DURABILITY = ("checkpoint",)
-
 
 def open(
     path: str | Path,
@@ -40,6 +39,8 @@ def open(
     device: str | torch.device = "cpu",
     hbm: str | int | None = None,
     durability: str = "checkpoint",
+    interval_seconds: float = 1.0,
+    compact: str | int = "64MiB",
     threads: int | None = None,
     policy: str = "lru",
 ) -> Store:
@@ -47,7 +48,11 @@ def open(
 
     tables: what it holds; None opens a store as it was made. ram, disk, hbm: budgets in bytes
     ("8GiB"); disk None is as far as the disk goes. hbm: a third tier on ``device``; needed when
-    that is not the CPU. threads: for kernels, None is one a core.
+    that is not the CPU. durability: "checkpoint" (what checkpoints and `close` made durable
+    survives), "interval" (at most ``interval_seconds`` of changes are lost, beside what a cut
+    takes) or "strict" (nothing is lost that returned). compact: bytes a second that compaction
+    reads and writes in the background, while the file is at most half as long again as its rows
+    need. threads: for kernels, None is one a core.
 
     Raises: ConfigError; LockedError; MismatchError; StoreError.
     """
@@ -55,25 +60,15 @@ def open(
         on = torch.device(device)
     except RuntimeError as error:
         raise ConfigError(f"device: expected 'cpu' or 'cuda', got {device!r}") from error
-    if on.type not in ("cpu", "cuda"):
-        raise ConfigError(f"device: expected 'cpu' or 'cuda', got {device!r}")
-    if on.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device: expected a CUDA device, found none; use device='cpu'")
-    if on.type != "cpu" and hbm is None:
-        raise ConfigError(f"device {device}: expected hbm=, the budget of its tier, such as '4GiB'")
-    if durability not in _DURABILITY:
-        raise ConfigError(
-            f"durability: expected one of {', '.join(_DURABILITY)}, got {durability!r}"
-        )
-    if threads is not None and threads < 1:
-        raise ConfigError(f"threads: expected 1 or more, got {threads}")
-    return Store(
-        path,
-        tables,
+    settings = Settings(
         ram=parse_size(ram, "ram"),
         hbm=None if hbm is None else parse_size(hbm, "hbm"),
         disk=None if disk is None else parse_size(disk, "disk"),
         device=on,
-        threads=threads or os.cpu_count() or 1,
+        threads=(os.cpu_count() or 1) if threads is None else threads,
         policy=policy,
+        durability=durability,
+        interval_seconds=interval_seconds,
+        compact_bytes_per_second=parse_size(compact, "compact"),
     )
+    return Store(path, tables, settings)

@@ -4,13 +4,14 @@ A *cut* says which blocks of each table count; opening a store shows the last on
 a cut with a manifest (step, blocks, the caller's state) in the same transaction. The last two are
 kept. Everything here is one synced transaction: it happened or it did not.
 
-Threads: one owner, the store's planner.
+Threads: one owner, the store's planner; the properties may be read by any thread.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from ps.state import unpack_state
@@ -20,60 +21,98 @@ _CUT = "cut"
 _KEPT = 2
 _PIECE = 1 << 24
 
-Ends = Mapping[str, int]
-"""Of each table, one more than the highest block that counts."""
+
+@dataclass(frozen=True)
+class Cut:
+    """What counts. blocks: of each table, one more than the highest. steps: the last applied."""
+
+    blocks: Mapping[str, int]
+    steps: Mapping[str, int]
+
+    def describe(self) -> dict[str, Any]:
+        """As JSON values; `cut_from` makes an equal one."""
+        return {"blocks": dict(self.blocks), "steps": dict(self.steps)}
+
+
+def cut_from(description: Mapping[str, Any]) -> Cut:
+    """The cut that `Cut.describe` described."""
+    return Cut(dict(description["blocks"]), dict(description["steps"]))
 
 
 class Checkpoints:
-    """See the module's docstring; over the facts of ``log``."""
+    """See the module's docstring; over the facts of ``log``.
+
+    state_bytes: the newest checkpoint's state takes at most as many.
+
+    Raises: CorruptError when a cut or a manifest is damaged.
+    """
 
     def __init__(self, log: BlockLog) -> None:
         self._log = log
+        cut = log.fact(_CUT)
+        self._cut = None if cut is None else cut_from(json.loads(cut))
+        self._manifests = {number: self._manifest(number) for number in self._numbers()}
+        pieces = log.names(_state(max(self._manifests, default=0)))
+        self.state_bytes = sum(log.size(piece) for piece in pieces)
 
     @property
     def steps(self) -> list[int]:
         """Steps of the kept checkpoints, oldest first."""
-        return [int(self._manifest(number)["step"]) for number in self._numbers()]
+        return [int(manifest["step"]) for manifest in self._manifests.values()]
 
-    def cut(self) -> Ends:
-        """The last cut; empty when there was none."""
-        cut = self._log.fact(_CUT)
-        return {} if cut is None else dict(json.loads(cut)["blocks"])
+    @property
+    def cut(self) -> Cut:
+        """The last cut; an empty one when there was none."""
+        return self._cut or Cut({}, {})
 
-    def make_cut(self, ends: Ends) -> None:
-        """Make the blocks below ``ends`` count. Raises: DiskFullError."""
-        self._log.commit({_CUT: _packed_cut(ends)})
+    def ends(self, table: str) -> list[int]:
+        """The ends of all cuts that are kept, the last one's first."""
+        cuts = [self.cut, *(cut_from(manifest) for manifest in self._manifests.values())]
+        return [cut.blocks.get(table, 0) for cut in cuts]
 
-    def add(self, step: int, ends: Ends, tree: str, tensors: bytes) -> None:
+    def make_cut(self, cut: Cut) -> None:
+        """Make the blocks below its ends count. Raises: DiskFullError."""
+        self._log.commit({_CUT: json.dumps(cut.describe()).encode()})
+        self._cut = cut
+
+    def add(self, step: int, cut: Cut, tree: str, tensors: bytes) -> None:
         """A cut and a checkpoint of it; the one before last is given up. Raises: DiskFullError.
 
         tree, tensors: of `ps.state.pack_state`.
         """
-        numbers = self._numbers()
-        number = 1 + max(numbers, default=0)
+        number = 1 + max(self._manifests, default=0)
         facts: dict[str, bytes | None] = {
             f"{_state(number)}{i:06d}": tensors[start : start + _PIECE]
             for i, start in enumerate(range(0, len(tensors), _PIECE))
         }
-        manifest = {"step": step, "blocks": dict(ends), "state": tree}
+        manifest = {"step": step, **cut.describe(), "state": tree}
         facts[_name(number)] = json.dumps(manifest).encode()
-        facts[_CUT] = _packed_cut(ends)
-        for old in numbers[: 1 - _KEPT]:
-            facts |= dict.fromkeys([_name(old), *self._log.names(_state(old))])
+        facts[_CUT] = json.dumps(cut.describe()).encode()
+        old = list(self._manifests)[: 1 - _KEPT]
+        for given_up in old:
+            facts |= self._without(given_up)
         self._log.commit(facts)
+        self._manifests = {n: m for n, m in self._manifests.items() if n not in old}
+        self._manifests[number], self._cut = manifest, cut
+        self.state_bytes = len(tensors)
 
-    def newest(self) -> tuple[int, Ends, dict[str, Any]] | None:
-        """Step, blocks and the caller's state of the newest checkpoint; None without one.
+    def give_up_older(self) -> int:
+        """Forget the older of two checkpoints: its step. The file needs no room for that."""
+        number = min(self._manifests)
+        self._log.forget(self._without(number))
+        return int(self._manifests.pop(number)["step"])
+
+    def newest(self) -> tuple[int, Cut, dict[str, Any]] | None:
+        """Step, cut and the caller's state of the newest checkpoint; None without one.
 
         Raises: CorruptError when the state cannot be read.
         """
-        numbers = self._numbers()
-        if not numbers:
+        if not self._manifests:
             return None
-        manifest = self._manifest(numbers[-1])
-        pieces = [self._log.fact(name) or b"" for name in self._log.names(_state(numbers[-1]))]
-        state = unpack_state(manifest["state"], b"".join(pieces))
-        return int(manifest["step"]), manifest["blocks"], state
+        number = max(self._manifests)
+        manifest = self._manifests[number]
+        state = unpack_state(manifest["state"], self._state(number))
+        return int(manifest["step"]), cut_from(manifest), state
 
     def _numbers(self) -> list[int]:
         return [int(name.split("/")[1]) for name in self._log.names("checkpoint/")]
@@ -81,9 +120,11 @@ class Checkpoints:
     def _manifest(self, number: int) -> dict[str, Any]:
         return dict(json.loads(self._log.fact(_name(number)) or b"{}"))
 
+    def _state(self, number: int) -> bytes:
+        return b"".join(self._log.fact(name) or b"" for name in self._log.names(_state(number)))
 
-def _packed_cut(ends: Ends) -> bytes:
-    return json.dumps({"blocks": dict(ends)}).encode()
+    def _without(self, number: int) -> dict[str, None]:
+        return dict.fromkeys([_name(number), *self._log.names(_state(number))])
 
 
 def _name(number: int) -> str:

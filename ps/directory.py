@@ -16,7 +16,7 @@ from typing import Any, TextIO
 from ps.table import Table, table_from
 from storage.errors import ConfigError, LockedError, MismatchError, StoreError
 
-FORMAT = 1
+FORMAT = 2
 """Version of the layout on disk; a newer one is refused."""
 
 _FORMAT_FILE, _LOCK_FILE = "terrace.json", "terrace.lock"
@@ -107,9 +107,12 @@ def _read(file: Path) -> tuple[Table, ...]:
     try:
         found = json.loads(file.read_text())
         if found["format"] != FORMAT:
+            older = isinstance(found["format"], int) and found["format"] < FORMAT
+            way = "terrace export with that version, terrace import with this one"
             raise MismatchError(
-                f"{file}: expected format {FORMAT}, found {found['format']}; use the version of "
-                f"Terrace that made it, or a newer one"
+                f"{file}: expected format {FORMAT}, found {found['format']}, made by "
+                f"{'an older' if older else 'another'} version of Terrace; "
+                f"{way if older else 'use that one, or a newer one'}"
             )
         return tuple(table_from(description) for description in found["tables"])
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -16,11 +16,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
-from storage.errors import ClosedError, ConfigError, CorruptError, StoreError, WorkingSetError
+from storage.errors import (
+    ClosedError,
+    ConfigError,
+    CorruptError,
+    DiskFullError,
+    StoreError,
+    WorkingSetError,
+)
 
 _DEADLINE_SECONDS = 600.0
 # Found before anything changes, or between two changes that are whole.
-_HARMLESS = (ConfigError, WorkingSetError, CorruptError)
+_HARMLESS = (ConfigError, WorkingSetError, CorruptError, DiskFullError)
 
 
 class Planner:
@@ -76,7 +83,7 @@ class Planner:
 
         Takes no lock.
         """
-        self._ensure_own()
+        self.ensure_own()
         if self.closed:
             raise ClosedError(f"{self._path}: the store is closed")
         if self.failure is not None:
@@ -87,13 +94,14 @@ class Planner:
             ) from self.failure
 
     def _take(self) -> None:
-        self._ensure_own()
+        self.ensure_own()
         if not self._lock.acquire(timeout=_DEADLINE_SECONDS):
             raise StoreError(
                 f"{self._path}: another thread has kept the store for {_DEADLINE_SECONDS:.0f} s"
             )
 
-    def _ensure_own(self) -> None:
+    def ensure_own(self) -> None:
+        """Raises: StoreError in a fork of the process that opened the store. Takes no lock."""
         # Before the lock is touched: in a fork, a thread that does not exist there may hold it.
         if os.getpid() != self._process:
             raise StoreError(

@@ -65,6 +65,7 @@ def apply(
     lr, step: of this step, step 1 the first. scale: multiplies all gradients. The rows must be
     pinned by the records' holds.
     """
+    stack.step = max(stack.step, step)
     if isinstance(stack.top.array, FloatArray) and stack.top.array.host is None:
         return _apply_on_device(stack, records, lr=lr, step=step, scale=scale)
     table, top = stack.table, stack.top

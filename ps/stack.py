@@ -38,15 +38,24 @@ class Sizes:
 
 
 class Stack:
-    """One table's tiers. ``top`` is the cache where rows are worked on, ``tiers`` all of them.
+    """One table's tiers. ``top`` is the cache where rows are worked on, ``tiers`` all of them;
+    ``step`` is the optimizer's last one, 0 before the first.
 
     Raises: ConfigError when a budget holds fewer than 16 rows beside what is fixed.
     """
 
     def __init__(
-        self, table: Table, log: BlockLog, sizes: Sizes, *, device: torch.device, policy: str
+        self,
+        table: Table,
+        log: BlockLog,
+        sizes: Sizes,
+        *,
+        device: torch.device,
+        policy: str,
+        step: int = 0,
     ) -> None:
         self.table = table
+        self.step = step
         self.budget = Budget(sizes.ram, f"--ram for table {table.name!r}")
         buffer = min(_LARGEST_BUFFER, sizes.ram // _BUFFER_SHARE)
         self.ssd = SsdTier(table.name, table.shape, log, buffer_bytes=buffer)
@@ -61,6 +70,11 @@ class Stack:
         """From the top down."""
         return (*self.caches, self.ssd)
 
+    @property
+    def dirty_rows(self) -> int:
+        """Rows that the log does not hold, at most."""
+        return sum(cache.dirty_rows for cache in self.caches)
+
     def report(self) -> dict[str, Any]:
         """Figures of this table as JSON values."""
         tiers = [
@@ -74,6 +88,7 @@ class Stack:
             "tiers": tiers,
             "first_seen": {"accesses": seen.accesses, "keys": seen.keys},
             "ram_bytes": memory,
+            "log": self.ssd.report(),
         }
 
     def _caches(self, sizes: Sizes, device: torch.device) -> None:

@@ -3,22 +3,23 @@
 The store decides in batch order what is resident (`stage`), reads and writes rows, and makes what
 it holds durable (`checkpoint`). The modules that compute with rows are in worker/.
 
-Durability ("checkpoint"): a *cut* is one synced transaction that says which blocks count. A
-checkpoint is a cut with the step and the caller's state; the last two are kept. Opening shows the
-last cut, `close` makes one, only `resume` goes back to a checkpoint.
+A *cut* is one synced transaction that says which blocks count. A checkpoint is a cut with the step
+and the caller's state; the last two are kept. Opening shows the last cut, `close` makes one, only
+`resume` goes back to a checkpoint. `ps.upkeep` makes the others.
 
 Between backward and step the gradients wait here: ``waiting`` has the records of each table, and
 ``anchors`` the tensors through which autograd reaches them (see `worker.optimizer`).
 
 Threads: one lock, the planner's, guards all tiers; every method takes it. `stage` is called by one
-thread at a time (the prefetch thread, or the caller's own).
+thread at a time (the prefetch thread, or the caller's own). What goes on beside
+is in `ps.upkeep`.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -27,15 +28,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ps.checkpoint import Checkpoints, Ends
+from ps.checkpoint import Checkpoints, Cut
 from ps.digest import rows_digest
 from ps.directory import StoreDirectory
 from ps.planner import Planner
 from ps.pool import Pool
 from ps.record import Record
+from ps.settings import Settings
 from ps.stack import Stack, sizes
-from ps.state import pack_state
+from ps.survey import Survey, idle
 from ps.table import Table
+from ps.upkeep import Upkeep
 from ps.workingset import Part, WorkingSet
 from storage.errors import ConfigError, StoreError
 from storage.keys import Deduper, as_keys, check_range
@@ -44,26 +47,16 @@ from storage.rows import Counts, Floats, Keys, Rows
 from storage.ssd import SsdTier
 
 _READ = 1 << 14
-_PIECE_BYTES = 1 << 20
 
 
 class Store:
     """See the module's docstring; made by `ps.open`."""
 
     def __init__(
-        self,
-        path: str | Path,
-        tables: Sequence[Table] | None,
-        *,
-        ram: int,
-        hbm: int | None,
-        disk: int | None,
-        device: torch.device,
-        threads: int,
-        policy: str,
+        self, path: str | Path, tables: Sequence[Table] | None, settings: Settings
     ) -> None:
-        self.device = device
-        self.pool = Pool(threads)
+        self.device = settings.device
+        self.pool = Pool(settings.threads)
         self.tick = 0
         self.waiting: dict[str, list[Record]] = {}
         self.anchors: dict[str, torch.Tensor] = {}
@@ -71,7 +64,7 @@ class Store:
         self.prefetching = False
         self._released: deque[tuple[int, WorkingSet]] = deque()
         self._deduper = Deduper()
-        self._policy = policy
+        self._policy = settings.policy
         with ExitStack() as undo:
             undo.callback(self.pool.close)
             directory = StoreDirectory(path, tables)
@@ -80,12 +73,16 @@ class Store:
             self.path = directory.path
             self.planner = Planner(self.path)
             self.tables = {table.name: table for table in directory.tables}
-            self._log = BlockLog(self.path, list(self.tables), disk_bytes=disk)
+            self._log = BlockLog(self.path, list(self.tables), disk_bytes=settings.disk)
             undo.callback(self._log.close)
-            self._checkpoints = Checkpoints(self._log)
-            self._truncate(self._checkpoints.cut())
-            self._sizes = sizes(directory.tables, ram, hbm)
-            self.stacks = self._make_stacks()
+            checkpoints = Checkpoints(self._log)
+            self._log.truncate_to(checkpoints.cut.blocks)
+            self._sizes = sizes(directory.tables, settings.ram, settings.hbm)
+            self.stacks = self._make_stacks(checkpoints.cut)
+            self._upkeep = Upkeep(self._log, self.planner, checkpoints, settings)
+            undo.callback(self._upkeep.close)
+            self._upkeep.watch(self.stacks)
+            self._survey = Survey(self.planner, self._upkeep.compactor, self.settle)
             self._resources = undo.pop_all()
 
     def __enter__(self) -> Store:
@@ -111,10 +108,13 @@ class Store:
         """Make the rows of a batch resident and pinned: a `WorkingSet` that nobody holds yet.
 
         requests: for each table the keys of one batch, (N,) uint64 each, duplicates welcome.
-        Raises: KeyRangeError; WorkingSetError before anything has changed.
+        Raises: KeyRangeError; WorkingSetError and DiskFullError before anything has changed.
         """
         with self.planner:
             asked = {name: self._unique(name, keys) for name, keys in requests.items()}
+        self._prepare({name: len(unique) for name, (unique, _, _) in asked.items()})
+        self._upkeep.compactor.wake()
+        with self.planner:
             parts: dict[str, Part] = {}
             try:
                 with self.planner.changing():
@@ -136,7 +136,7 @@ class Store:
                 self._unpin(self._released.popleft()[1].parts)
 
     def settle_if_open(self) -> None:
-        """`settle`, unless the store was closed or stopped meanwhile."""
+        """`settle`, unless the store was closed or has stopped."""
         if not self.planner.closed and self.planner.failure is None:
             self.settle()
 
@@ -171,45 +171,50 @@ class Store:
         spec, given = self._spec(table), self._keys(table, keys)
         if isinstance(embeddings, torch.Tensor):
             embeddings = embeddings.detach().to("cpu", torch.float32).numpy()
-        values = np.asarray(embeddings, np.float32)
-        if values.shape != (len(given), spec.dim):
-            raise ConfigError(
-                f"write: table {table!r} expected embeddings of shape ({len(given)}, {spec.dim}), "
-                f"got {values.shape}"
-            )
-        unique, last = np.unique(given[::-1], return_index=True)
-        rows = Rows.empty(len(unique), spec.width)
-        rows.keys[:] = unique
-        rows.values[:, : spec.dim] = values[::-1][last]
-        rows.values[:, spec.dim :] = spec.optimizer.initial_state
-        rows.dirty[:] = True
+        rows = spec.new_rows(given, np.asarray(embeddings, np.float32), self.stacks[table].step)
         self.put(table, rows)
 
     def put(self, table: str, rows: Rows) -> None:
-        """Set whole rows, optimizer state included; those marked dirty become part of the table."""
+        """Set whole rows, optimizer state included; those marked dirty become part of the table.
+
+        Raises: DiskFullError, before anything has changed.
+        """
         self._spec(table)
-        with self.planner:
+        self._prepare({table: len(rows)})
+        with self.stepping(), self.planner:
             self.settle()
             with self.planner.changing():
                 self.stacks[table].hierarchy.write(rows)
 
     def delete(self, table: str, keys: torch.Tensor | NDArray[Any]) -> None:
-        """Forget rows on every tier; unknown keys are fine. A key seen again starts anew.
+        """Forget rows on every tier, for good: no crash and no `resume` brings them back.
 
-        Raises: StoreError when a row is part of a batch in flight.
+        Unknown keys are fine. A key seen again starts anew. Durable on return. The bytes leave the
+        disk at compaction (`terrace compact` does it at once). Raises: StoreError when a row is
+        part of a batch in flight.
         """
         unique = np.unique(self._keys(table, keys))
         with self.planner:
             self.settle()
-            stack = self.stacks[table]
-            positions = stack.top.place(unique)
-            if not stack.top.unpinned(positions[positions >= 0]).all():
+            if len(idle(self.stacks[table], unique)) < len(unique):
                 raise StoreError(
                     f"delete: table {table!r}: some keys belong to a batch in flight; "
                     f"finish the step (or the prefetch loop) first"
                 )
             with self.planner.changing():
-                stack.hierarchy.delete(unique)
+                self.stacks[table].hierarchy.delete(unique)
+
+    def expire(self, older_than_steps: int, table: str | None = None) -> int:
+        """Delete rows that no step has changed in the last so many steps: how many there were.
+
+        older_than_steps: counted from the table's last step; rows that were `write`-n count as
+        changed then. table: only this one. Rows of a batch in flight stay. Reads the whole file
+        once. Durable on return. Raises: ConfigError; DiskFullError.
+        """
+        if older_than_steps < 0:
+            raise ConfigError(f"expire: expected 0 steps or more, got {older_than_steps}")
+        stacks = self.stacks.values() if table is None else [self._stack(table)]
+        return sum(self._survey.expire(stack, older_than_steps) for stack in stacks)
 
     def rows(self, table: str) -> Generator[Rows, None, None]:
         """All rows that were ever changed and are not deleted, in pieces, by rising mixed key.
@@ -217,7 +222,7 @@ class Store:
         Writes what is dirty to the log first (with rows narrower than float32 this rounds them, as
         a checkpoint does). The store must not change while this goes on.
         """
-        return self._pieces(table, SsdTier.by_key)
+        return self._survey.pieces(self._stack(table), SsdTier.by_key)
 
     def scan(self, table: str) -> Generator[Rows, None, None]:
         """The rows that `rows` gives, in the order in which they were written.
@@ -225,7 +230,7 @@ class Store:
         Reads the file from front to back, where `rows` reads all over it: the one to use on tables
         larger than memory.
         """
-        return self._pieces(table, SsdTier.scan)
+        return self._survey.pieces(self._stack(table), SsdTier.scan)
 
     def digest(self) -> int:
         """Sum mod 2**64 over all rows of all tables of a 64-bit hash: see `ps.digest`."""
@@ -238,19 +243,35 @@ class Store:
         """Make everything up to now durable under ``step``, with the caller's state.
 
         state: a tree of dicts, lists, JSON values and tensors. Call it between steps. When it
-        returns, no crash can undo it; the one before last is given up.
+        returns, no crash can undo it; the one before last is given up. Raises: DiskFullError,
+        before anything has changed.
         """
-        tree, tensors = pack_state(state or {})
-        with self.planner:
-            self._flush()
-            with self.planner.changing():
-                self._checkpoints.add(int(step), self._ends(), tree, tensors)
+        self._upkeep.checkpoint(step, state or {})
+
+    @property
+    def wants_checkpoint(self) -> bool:
+        """True when the disk is nearly full, and a checkpoint would let old blocks go."""
+        return self._upkeep.space.wants_checkpoint
+
+    def cut(self) -> None:
+        """Make everything up to now durable; opening the store shows it. Between steps.
+
+        Raises: DiskFullError; the last cut stands.
+        """
+        self._upkeep.cut()
+
+    def stepping(self) -> AbstractContextManager[None]:
+        """While a step changes rows: no cut falls inside, and at its end durability is kept.
+
+        Raises: DiskFullError at the end, also that of an earlier cut.
+        """
+        return self._upkeep.stepping()
 
     @property
     def checkpoints(self) -> list[int]:
         """Steps of the kept checkpoints, oldest first."""
         with self.planner:
-            return self._checkpoints.steps
+            return self._upkeep.checkpoints.steps
 
     def resume(self) -> tuple[int, dict[str, Any]]:
         """Go back to the newest checkpoint: (its step, the caller's state then).
@@ -258,22 +279,22 @@ class Store:
         What came after it is gone for good, and counters start anew. Raises: StoreError when there
         is no checkpoint, or a batch is in flight; CorruptError before anything has changed.
         """
-        with self.planner:
+        with self._upkeep.standing_still(), self.planner:
             self.settle()
             if self.prefetching or any(stack.top.pinned for stack in self.stacks.values()):
                 raise StoreError(
                     f"{self.path}: resume: a batch is in flight; end the prefetch loop, drop its "
                     f"outputs and call zero_grad() of the SparseOptimizer"
                 )
-            newest = self._checkpoints.newest()
+            newest = self._upkeep.checkpoints.newest()
             if newest is None:
                 raise StoreError(
                     f"{self.path}: expected a checkpoint to resume from, found none; "
                     f"start without resuming"
                 )
-            step, ends, state = newest
+            step, cut, state = newest
             with self.planner.changing():
-                self._rewind(ends)
+                self._rewind(cut)
             return step, state
 
     # -- figures and the end ---------------------------------------------------------------------
@@ -283,8 +304,8 @@ class Store:
         with self.planner:
             return {
                 "tables": {name: stack.report() for name, stack in self.stacks.items()},
-                "disk_bytes": {"file": self._log.file_bytes, "total": self._log.disk_bytes},
-                "checkpoints": self._checkpoints.steps,
+                "disk_bytes": self._upkeep.space.report(),
+                "checkpoints": self._upkeep.checkpoints.steps,
             }
 
     def check(self) -> list[str]:
@@ -297,21 +318,30 @@ class Store:
 
         After a failure (a full disk, say) no cut is made: the last one stands.
         """
-        with self.planner.ending():
+        self._upkeep.close()
+        with self._upkeep.standing_still(), self.planner.ending():
             try:
                 if not self.planner.closed and self.planner.failure is None:
-                    self._flush()
-                    self._checkpoints.make_cut(self._ends())
+                    self._upkeep.cut()
             finally:
                 self.abandon()
 
     def abandon(self) -> None:
         """Let go of everything without a cut: what came after the last one is lost."""
+        self._upkeep.close()
         with self.planner.ending():
             self.planner.closed = True
             self._resources.close()
 
     # -- private ---------------------------------------------------------------------------------
+
+    def _prepare(self, rows: Mapping[str, int]) -> None:
+        """Make sure that the disk has room for so many rows of each table, while nothing is held.
+
+        What a batch brings in pushes out as many rows at most, and cannot push out more than that.
+        """
+        self.planner.ensure_usable()
+        self._upkeep.space.prepare((self.stacks[name], count) for name, count in rows.items())
 
     def _release(self, working_set: WorkingSet) -> None:
         # From any thread, even while garbage is collected: an append takes no lock.
@@ -336,6 +366,9 @@ class Store:
             raise ConfigError(f"table {table!r}: expected one of {sorted(self.tables)}")
         return self.tables[table]
 
+    def _stack(self, table: str) -> Stack:
+        return self.stacks[self._spec(table).name]
+
     def _keys(self, table: str, keys: torch.Tensor | NDArray[Any]) -> Keys:
         spec, given = self._spec(table), as_keys(keys)
         check_range(given, spec.rows, table)
@@ -350,44 +383,18 @@ class Store:
         values[missing] = self.tables[table].fresh(unique[missing])[:, :dim]
         return values[inverse]
 
-    def _pieces(
-        self, table: str, read: Callable[[SsdTier], Iterator[Rows]]
-    ) -> Generator[Rows, None, None]:
-        self._spec(table)
-        with self.planner, self.planner.changing():
-            self.stacks[table].hierarchy.flush()
-        pieces = read(self.stacks[table].ssd)
-        while True:
-            # Not held from piece to piece: the reader may stop, or end in another thread.
-            with self.planner:
-                found = next(pieces, None)
-            if found is None:
-                return
-            yield found
-
-    def _flush(self) -> None:
-        with self.planner.changing():
-            for stack in self.stacks.values():
-                stack.hierarchy.flush()
-
-    def _ends(self) -> dict[str, int]:
-        return {name: stack.ssd.end for name, stack in self.stacks.items()}
-
-    def _truncate(self, ends: Ends) -> None:
-        for name in self.tables:
-            self._log.truncate(name, ends.get(name, 0))
-
-    def _rewind(self, ends: Ends) -> None:
+    def _rewind(self, cut: Cut) -> None:
         self._log.wait()
-        self._checkpoints.make_cut(ends)
+        self._upkeep.checkpoints.make_cut(cut)
         self.stacks = {}  # first, so that old and new caches never exist together
-        self._truncate(ends)
-        self.stacks = self._make_stacks()
+        self._upkeep.watch({})
+        self._log.truncate_to(cut.blocks)
+        self.stacks = self._make_stacks(cut)
+        self._upkeep.watch(self.stacks)
 
-    def _make_stacks(self) -> dict[str, Stack]:
+    def _make_stacks(self, cut: Cut) -> dict[str, Stack]:
+        options: dict[str, Any] = {"device": self.device, "policy": self._policy}
         return {
-            name: Stack(
-                table, self._log, self._sizes[name], device=self.device, policy=self._policy
-            )
+            name: Stack(table, self._log, self._sizes[name], step=cut.steps.get(name, 0), **options)
             for name, table in self.tables.items()
         }

@@ -15,7 +15,7 @@ from storage.block import BlockShape
 from storage.codec import codec
 from storage.errors import ConfigError
 from storage.initial import Initial, Uniform, initial_from
-from storage.rows import Floats, Keys
+from storage.rows import Floats, Keys, Rows
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _WIDEST = 1 << 14
@@ -80,6 +80,25 @@ class Table:
         values[:, : self.dim] = self.init.rows(self.seed, self.name, keys, self.dim)
         values[:, self.dim :] = self.optimizer.initial_state
         return values
+
+    def new_rows(self, keys: Keys, embeddings: Floats, step: int) -> Rows:
+        """Dirty rows of these embeddings with initial state; of a key given twice the last counts.
+
+        keys: (N,) uint64. embeddings: (N, D) float32. Raises: ConfigError when they do not match.
+        """
+        if embeddings.shape != (len(keys), self.dim):
+            raise ConfigError(
+                f"write: table {self.name!r} expected embeddings of shape ({len(keys)}, "
+                f"{self.dim}), got {embeddings.shape}"
+            )
+        unique, last = np.unique(keys[::-1], return_index=True)
+        rows = Rows.empty(len(unique), self.width)
+        rows.keys[:] = unique
+        rows.values[:, : self.dim] = embeddings[::-1][last]
+        rows.values[:, self.dim :] = self.optimizer.initial_state
+        rows.steps[:] = step
+        rows.dirty[:] = True
+        return rows
 
     def describe(self) -> dict[str, Any]:
         """The table as JSON values; `table_from` makes an equal one of them."""

@@ -36,12 +36,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import torch
-
 from ps.column import bare_columns, whole_columns
 from ps.folder import ExportFolder, check_empty, sync
 from ps.manifest import MANIFEST, FileEntry, Manifest, check_file, read_manifest
 from ps.rowfile import Format, RowFile, format_named, format_of
+from ps.settings import Settings
 from ps.store import Store
 from ps.table import Table
 from storage.budget import parse_size
@@ -136,23 +135,18 @@ def import_store(
     if isinstance(into, Store):
         return _import(folder, manifest, into, progress)
     target = Path(into)
-    in_ram = parse_size(ram, "ram")
-    on_disk = None if disk is None else parse_size(disk, "disk")
-
-    def opened(path: Path, tables: Sequence[Table] | None) -> Store:
-        return Store(
-            path, tables, ram=in_ram, hbm=None, disk=on_disk, device=torch.device("cpu"),
-            threads=1, policy="lru",
-        )  # fmt: skip
+    settings = Settings(
+        ram=parse_size(ram, "ram"), disk=None if disk is None else parse_size(disk, "disk")
+    )
 
     if (target / _STORE_FILE).is_file():
-        with opened(target, None) as store:
+        with Store(target, None, settings) as store:
             return _import(folder, manifest, store, progress)
     check_empty(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as scratch:
         beside = Path(scratch) / "store"
-        with opened(beside, manifest.make_tables()) as store:
+        with Store(beside, manifest.make_tables(), settings) as store:
             report = _import(folder, manifest, store, progress)
         beside.replace(target)
         sync(target.parent)

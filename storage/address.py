@@ -12,8 +12,8 @@ after their home, round the end, in rising order of their remainder, so a search
 entry that is nearer to its home (or larger) and stays short at a load of 0.9. A full segment alone
 is copied into a larger one: the whole index never exists twice. Its size depends on the number of
 entries only, so no choice of keys makes it larger. Loads after growth differ from segment to
-segment, 0.72 to 0.81, or all 4096 would grow at nearly the same moment, by a fifth of the index.
-It holds 14.4 bytes a row on average, 16.7 at most.
+segment, 0.78 to 0.86, or all 4096 would grow at nearly the same moment, by a tenth of the index.
+It holds 14 bytes a row on average, 15.4 at most.
 
 An address is ``block << place_bits | place``, 44 bits: with 14 rows a block that is 2**40 blocks,
 4 PiB of writes over the life of a table.
@@ -40,10 +40,10 @@ ADDRESSES = 0xFFF << 32
 """All addresses are below this: 44 bits, but for the last 2**32, which look like an empty slot."""
 _SLOT_BYTES = 12
 _FULL = 0.9
-_LEAST_LOAD, _LOADS = 0.72, 0.09
+_LEAST_LOAD, _LOADS = 0.78, 0.08
 _FIRST_CAPACITY = 8
 _MOST = 1 << 31
-ENTRY_BYTES = 17
+ENTRY_BYTES = 16
 """Bytes that one more key costs at most, beyond `LEAST_BYTES`."""
 LEAST_BYTES = BUCKETS * (24 + _FIRST_CAPACITY * _SLOT_BYTES)
 """Bytes of an index whose segments hold a few keys each."""
@@ -117,6 +117,11 @@ def _holds(high: Any, slot: Any, remainder: Any) -> Any:
 
 
 @nb.njit(nogil=True, cache=True)
+def _address(high: Any, low: Any, slot: Any) -> Any:
+    return np.int64(((high[slot] & _LOW12) << _32) | np.uint64(low[slot]))
+
+
+@nb.njit(nogil=True, cache=True)
 def _find(bases: Any, capacities: Any, keys: Any, addresses: Any) -> None:
     for i in range(keys.shape[0]):
         mixed = mix(keys[i])
@@ -130,7 +135,7 @@ def _find(bases: Any, capacities: Any, keys: Any, addresses: Any) -> None:
         slot = _search(high, remainder)
         if _holds(high, slot, remainder):
             low = _low(bases[segment], capacity)
-            addresses[i] = np.int64(((high[slot] & _LOW12) << _32) | np.uint64(low[slot]))
+            addresses[i] = _address(high, low, slot)
 
 
 @nb.njit(nogil=True, cache=True)
@@ -144,8 +149,13 @@ def _insert(high: Any, low: Any, slot: Any, word: Any, low_word: Any) -> None:
 
 
 @nb.njit(nogil=True, cache=True)
-def _set(bases: Any, capacities: Any, counts: Any, keys: Any, addresses: Any, start: Any) -> Any:
-    """Set addresses from ``start`` on: how many are done when a segment must grow, or all."""
+def _set(
+    bases: Any, capacities: Any, counts: Any, keys: Any, addresses: Any, before: Any, start: Any
+) -> Any:
+    """Set addresses from ``start`` on: how many are done when a segment must grow, or all.
+
+    before: set to the address that each key had, -1 for a new one.
+    """
     for i in range(start, keys.shape[0]):
         mixed = mix(keys[i])
         segment = np.int64(bucket_of(mixed))
@@ -157,7 +167,9 @@ def _set(bases: Any, capacities: Any, counts: Any, keys: Any, addresses: Any, st
         address = np.uint64(addresses[i])
         word, low_word = (remainder << _12) | (address >> _32), np.uint32(address & _LOW32)
         slot = _search(high, remainder)
+        before[i] = -1
         if _holds(high, slot, remainder):
+            before[i] = _address(high, low, slot)
             high[slot], low[slot] = word, low_word
         elif counts[segment] >= np.int64(capacity * _FULL):
             return i
@@ -194,9 +206,10 @@ def _refill(old_high: Any, old_low: Any, high: Any, low: Any) -> None:
 
 
 @nb.njit(nogil=True, cache=True)
-def _erase(bases: Any, capacities: Any, counts: Any, keys: Any) -> Any:
-    erased = 0
+def _erase(bases: Any, capacities: Any, counts: Any, keys: Any, before: Any) -> None:
+    """Forget keys. before: set to the address that each had, -1 for one that was not here."""
     for i in range(keys.shape[0]):
+        before[i] = -1
         mixed = mix(keys[i])
         segment = np.int64(bucket_of(mixed))
         capacity = capacities[segment]
@@ -206,14 +219,13 @@ def _erase(bases: Any, capacities: Any, counts: Any, keys: Any) -> Any:
         slot = _search(high, mixed & _REMAINDER)
         if not _holds(high, slot, mixed & _REMAINDER):
             continue
+        before[i] = _address(high, low, slot)
         behind = _next(slot, capacity)
         while high[behind] != _EMPTY and _home(high[behind] >> _12, capacity) != behind:
             high[slot], low[slot] = high[behind], low[behind]
             slot, behind = behind, _next(behind, capacity)
         high[slot] = _EMPTY
         counts[segment] -= 1
-        erased += 1
-    return erased
 
 
 @nb.njit(nogil=True, cache=True)
@@ -224,7 +236,7 @@ def _entries(segment: Any, high: Any, low: Any, keys: Any, addresses: Any) -> An
         slot = (start + i) % high.shape[0]
         if high[slot] != _EMPTY:
             keys[count] = unmix((np.uint64(segment) << _52) | (high[slot] >> _12))
-            addresses[count] = np.int64(((high[slot] & _LOW12) << _32) | np.uint64(low[slot]))
+            addresses[count] = _address(high, low, slot)
             count += 1
     return count
 
@@ -268,19 +280,25 @@ class AddressIndex:
         _find(self._bases, self._capacities, keys, addresses)
         return addresses
 
-    def set(self, keys: Keys, addresses: Positions) -> None:
-        """Point keys, known or new, at these addresses; of a key named twice the last counts."""
+    def set(self, keys: Keys, addresses: Positions) -> Positions:
+        """Point keys, known or new, at these addresses; of a key named twice the last counts.
+
+        Returns (U,) int64, the address each key had, -1 for a new one.
+        """
         assert not len(addresses) or 0 <= addresses.min() <= addresses.max() < ADDRESSES
+        before = np.empty(len(keys), np.int64)
         done, tables = 0, (self._bases, self._capacities, self._counts)
         while True:
-            done = _set(*tables, keys, addresses, done)
+            done = _set(*tables, keys, addresses, before, done)
             if done == len(keys):
-                return
+                return before
             self._grow(int(bucket_of(np.uint64(mix(keys[done])))))
 
-    def erase(self, keys: Keys) -> int:
-        """Forget keys; unknown ones are fine. Returns how many were known."""
-        return int(_erase(self._bases, self._capacities, self._counts, keys))
+    def erase(self, keys: Keys) -> Positions:
+        """Forget keys; unknown ones are fine. Returns (U,) int64, the address each had, or -1."""
+        before = np.empty(len(keys), np.int64)
+        _erase(self._bases, self._capacities, self._counts, keys, before)
+        return before
 
     def segment(self, number: int) -> tuple[Keys, Positions]:
         """Copies of keys and addresses of segment ``number``, 0 to 4095, by rising mixed key."""
@@ -319,7 +337,7 @@ def _split(memory: NDArray[np.uint8]) -> tuple[NDArray[np.uint64], NDArray[np.ui
 
 
 def _load(segment: Any) -> Any:
-    """Load of a segment just after it grew, 0.72 to 0.81."""
+    """Load of a segment just after it grew, 0.78 to 0.86."""
     return _LEAST_LOAD + _LOADS / BUCKETS * segment
 
 

@@ -3,10 +3,13 @@
 A block is one LMDB value of ``pages * 4096 - 16`` bytes, which is exactly that many of LMDB's
 overflow pages (one byte more would cost another page). It is written once and never changed::
 
-    crc32c u32 | rows u16 | kind u8 | version u8 | block number u64 | keys | steps | records | zeros
+    crc32c u32 | rows u16 | zero u8 | version u8 | block number u64 | keys | steps | records | zeros
 
 The checksum covers everything after itself; the number inside tells a block that was put in
-another's place. Numbers are little-endian. A block of tombstones holds keys that were deleted.
+another's place. Numbers are little-endian.
+
+Blocks whose numbers agree but for their last 6 bits are a *segment*, the unit of compaction. A
+*run* is what the log's directory says of consecutive blocks of one segment: their keys.
 
 Threads: no state but the blocks themselves, which belong to one thread at a time.
 """
@@ -24,10 +27,10 @@ from numpy.typing import NDArray
 from storage.codec import Codec
 from storage.rows import Keys
 
-VERSION = 1
+VERSION = 2
 """Format of blocks, in each of them."""
-ROWS, TOMBSTONES = 0, 1
-"""Kinds of blocks."""
+SEGMENT_BITS = 6
+SEGMENT_BLOCKS = 1 << SEGMENT_BITS
 _PAGE, _PAGE_HEADER = 4096, 16
 _HEADER = 16
 _MOST_PAGES = 16
@@ -35,8 +38,8 @@ _WASTE = 1.25
 
 Blocks = NDArray[Any]
 """(n,) records of `BlockShape.dtype`."""
-Run = tuple[int, NDArray[np.uint16], NDArray[np.uint8], Keys]
-"""Consecutive blocks without their rows: the first's number, rows and kind of each, all keys."""
+Run = tuple[int, NDArray[np.uint16], Keys]
+"""Consecutive blocks without their rows: the first's number, how many rows each has, all keys."""
 
 
 @dataclass(frozen=True)
@@ -83,9 +86,9 @@ class BlockShape:
 
     @cached_property
     def dtype(self) -> np.dtype[Any]:
-        """A block as a NumPy record: crc, count, kind, version, number, keys, steps, records."""
+        """A block as a NumPy record: crc, count, zero, version, number, keys, steps, records."""
         fields = [
-            ("crc", "<u4", ()), ("count", "<u2", ()), ("kind", "u1", ()), ("version", "u1", ()),
+            ("crc", "<u4", ()), ("count", "<u2", ()), ("zero", "u1", ()), ("version", "u1", ()),
             ("number", "<u8", ()), ("keys", "<u8", (self.rows,)), ("steps", "<u4", (self.rows,)),
             ("records", "u1", (self.rows, self.record_bytes)),
         ]  # fmt: skip
@@ -127,17 +130,21 @@ def seal(blocks: Blocks, first: int) -> list[memoryview]:
     return [block.data for block in raw]
 
 
+def run_blocks(rows: int) -> int:
+    """The most blocks of this many rows whose run is one page."""
+    return max(1, min(SEGMENT_BLOCKS, (_PAGE - _PAGE_HEADER - 8) // (2 + 8 * rows)))
+
+
 def run_of(number: int, block: bytes) -> Run:
     """The run of one sound block: views of its bytes."""
     count = np.frombuffer(block, "<u2", 1, 4)
-    keys = np.frombuffer(block, "<u8", int(count[0]), _HEADER)
-    return number, count, np.frombuffer(block, "u1", 1, 6), keys
+    return number, count, np.frombuffer(block, "<u8", int(count[0]), _HEADER)
 
 
 def pack_run(first: int, blocks: Blocks) -> bytes:
-    """``crc32c u32 | blocks u32 | rows u16 of each | kind u8 of each | keys``; ``first`` counts."""
+    """``crc32c u32 | blocks u32 | rows u16 of each | keys``; the checksum covers ``first``, too."""
     held = np.arange(blocks["keys"].shape[1]) < blocks["count"][:, None]
-    parts = (np.uint32(len(blocks)), blocks["count"], blocks["kind"], blocks["keys"][held])
+    parts = (np.uint32(len(blocks)), blocks["count"], blocks["keys"][held])
     value = b"".join(part.tobytes() for part in parts)
     return checksum(first.to_bytes(8, "little") + value) + value
 
@@ -148,5 +155,17 @@ def unpack_run(first: int, value: bytes) -> Run | None:
         return None
     count = int.from_bytes(value[4:8], "little")
     rows = np.frombuffer(value, "<u2", count, 8)
-    kinds = np.frombuffer(value, "u1", count, 8 + 2 * count)
-    return first, rows, kinds, np.frombuffer(value, "<u8", int(rows.sum()), 8 + 3 * count)
+    return first, rows, np.frombuffer(value, "<u8", int(rows.sum()), 8 + 2 * count)
+
+
+def pack_tombstone(sequence: int, end: int, keys: Keys) -> bytes:
+    """``crc32c u32 | 4 zeros | end u64 | keys``: keys deleted when ``end`` was the next block."""
+    value = bytes(4) + end.to_bytes(8, "little") + keys.tobytes()
+    return checksum(sequence.to_bytes(8, "little") + value) + value
+
+
+def unpack_tombstone(sequence: int, value: bytes) -> tuple[int, Keys] | None:
+    """End and keys (a view) of what `pack_tombstone` wrote; None when it is damaged."""
+    if len(value) < 16 or value[:4] != checksum(sequence.to_bytes(8, "little") + value[4:]):
+        return None
+    return int.from_bytes(value[8:16], "little"), np.frombuffer(value, "<u8", offset=16)

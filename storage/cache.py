@@ -96,6 +96,11 @@ class CacheTier:
         return self.limit - self._pinned
 
     @property
+    def dirty_rows(self) -> int:
+        """Rows that the tier below does not hold. Looks at every position."""
+        return int(np.count_nonzero(self.dirty[: self._fresh]))
+
+    @property
     def pinned(self) -> int:
         """Positions that are pinned at least once."""
         return self._pinned

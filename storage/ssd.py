@@ -2,7 +2,9 @@
 
 Rows that are evicted together lie together: they are packed into blocks in a write buffer, which
 goes to the log when it is full. A row that is written again gets a new place; the old one becomes
-stale. Nothing is ever changed in place. An index in RAM says where each key's newest version is.
+stale. Nothing is ever changed in place. An index in RAM says where each key's newest version is;
+`Segments` says what is stale, and `storage.compaction` writes the rest of a mostly stale segment
+again, so that it can be freed.
 
 A row's address is final when it enters the write buffer, so a row is found at every moment: in the
 open buffer, in a buffer on its way to the disk, or on the disk. A write that fails (a full disk)
@@ -13,24 +15,22 @@ Threads: one owner; the log brings its own.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 
-from storage.address import ADDRESSES, LEAST_BYTES, AddressIndex
-from storage.block import ROWS, TOMBSTONES, Blocks, BlockShape
-from storage.errors import CorruptError, StoreError
+from storage.address import LEAST_BYTES, AddressIndex
+from storage.block import SEGMENT_BITS, Blocks, BlockShape
+from storage.buffer import COPIES, WriteBuffer
+from storage.errors import CorruptError
 from storage.keys import BUCKETS
 from storage.log import BlockLog
+from storage.recovery import NOWHERE, recover
 from storage.rows import Counts, Keys, Positions, Rows
-from storage.stats import TierStats
+from storage.stats import SsdStats
 
-# Write buffers: one being filled, two on their way, and one as pages of an open transaction.
-_BUFFERS = 3
 _PIECE_BYTES = 1 << 20
-_BUFFER_COPIES = 4
-_RECOVERED = 1 << 16
 
 
 class SsdTier:
@@ -45,36 +45,59 @@ class SsdTier:
         self.table = table
         self.shape = shape
         self.width = shape.dim + shape.state_width
-        self.stats = TierStats()
+        self.stats = SsdStats()
         self._log = log
-        self._index = AddressIndex()
         self._per_buffer = max(1, buffer_bytes // shape.bytes)
-        self._spare = [np.zeros(self._per_buffer, shape.dtype) for _ in range(_BUFFERS)]
         self._staging = np.zeros(self._per_buffer, shape.dtype)
-        self._on_the_way: list[tuple[int, Blocks, Blocks]] = []
-        self._buffer = self._spare.pop()
-        self._first = log.committed[table]
-        self._filled = 0
-        self._recover()
+        self._buffer = WriteBuffer(table, shape, log, blocks=self._per_buffer)
+        self._index, self.segments = recover(log, table, shape.place_bits)
 
     def __len__(self) -> int:
         return len(self._index)
 
     @property
     def memory_bytes(self) -> int:
-        """RAM this tier holds: index, write buffers with their open transaction, read buffer."""
-        copies = (_BUFFER_COPIES + 1) * self._per_buffer * self.shape.bytes
-        return max(self._index.bytes, LEAST_BYTES) + copies
+        """RAM this tier holds: index, write buffers with their open transaction, two read buffers,
+        one of them for compaction."""
+        copies = (COPIES + 2) * self._per_buffer * self.shape.bytes
+        return max(self._index.bytes, LEAST_BYTES) + self.segments.bytes + copies
+
+    @property
+    def buffer_blocks(self) -> int:
+        """Blocks of a write or read buffer."""
+        return self._per_buffer
 
     @property
     def end(self) -> int:
         """One more than the highest block number in use."""
-        return self._first + -(-self._filled // self.shape.rows)
+        return self._buffer.end
+
+    def report(self) -> dict[str, float]:
+        """Figures of the log as JSON values.
+
+        stale: share of the room for rows in its blocks that no live row takes. space_amplification:
+        bytes of blocks over those of the live rows. write_amplification: rows written, copies of
+        compaction included, over rows written by the tier above. index_bytes_per_row: RAM.
+        """
+        rows, blocks, stats = len(self), self.segments.blocks, self.stats
+        room = blocks * self.shape.rows
+        held = blocks * self.shape.pages * 4096
+        return {
+            "blocks": blocks,
+            "emptied_blocks": self.segments.emptied_blocks,
+            "stale": 1 - rows / room if room else 0.0,
+            "space_amplification": held / (rows * self.shape.stored_bytes) if rows else 0.0,
+            "write_amplification": (
+                1 + stats.rows_moved / stats.rows_written if stats.rows_written else 0.0
+            ),
+            "index_bytes_per_row": self._index.bytes / rows if rows else 0.0,
+        }
 
     def growth_bound(self, rows: int) -> int:
         """Bytes that writing ``rows`` rows can add to `memory_bytes` at most."""
         spare = max(0, LEAST_BYTES - self._index.bytes)
-        return max(0, self._index.growth_bound(rows) - spare)
+        growth = max(0, self._index.growth_bound(rows) - spare)
+        return growth + self.segments.growth_bound(self._end_after(rows))
 
     # -- the contract of a tier -----------------------------------------------------------------
 
@@ -104,29 +127,23 @@ class SsdTier:
         Raises: DiskFullError; see the module's docstring.
         """
         records = self.shape.codec.encode(rows.values, self.shape.dim)
-        done = 0
-        while done < len(rows):
-            self._send_if_full()
-            count = min(len(rows) - done, self._per_buffer * self.shape.rows - self._filled)
-            part = slice(done, done + count)
-            addresses = self._fill(rows.keys[part], rows.steps[part], records[part])
-            self._index.set(rows.keys[part], addresses)
-            done += count
-        self._send_if_full()
+        self.segments.reserve(self._end_after(len(rows)))
+        self._append(rows.keys, rows.steps, records)
         self.stats.rows_written += len(rows)
 
     def delete(self, keys: Keys) -> None:
-        """Forget keys and log it, so that they stay forgotten when the store is opened again."""
+        """Forget keys for good: durable on return, and no older cut or checkpoint has them back.
+
+        Raises: DiskFullError; all keys are still here then.
+        """
         known = keys[self._index.find(keys) >= 0]
-        for start in range(0, len(known), self.shape.rows):
-            some = known[start : start + self.shape.rows]
-            self._end_block()
-            block = self._buffer[self._filled // self.shape.rows]
-            block["kind"], block["count"] = TOMBSTONES, len(some)
-            block["keys"][: len(some)] = some
-            self._filled += self.shape.rows
-            # Only now: had the log refused, the rows would come back when it is opened again.
-            self._index.erase(some)
+        if len(known) == 0:
+            return
+        self._end_block()  # so that all their versions are in blocks below the end
+        self._log.tombstones[self.table].bury(self.end, known)
+        # Only now: had the log refused, the rows would come back when it is opened again.
+        self.segments.move(self._index.erase(known), NOWHERE)
+        self.stats.rows_deleted += len(known)
 
     def flush(self) -> None:
         """Return when every row written so far is on the disk (it counts from the next cut on).
@@ -136,7 +153,9 @@ class SsdTier:
         self._end_block()
         self._send()
         self._log.wait()
-        self._collect()
+        self._buffer.collect()
+        # Before a cut is made here, which then does not need them.
+        self.segments.mark_dead(self.end)
 
     def scan(self) -> Iterator[Rows]:
         """Copies of all rows here, in the order in which they were written, a bounded piece a time.
@@ -167,7 +186,7 @@ class SsdTier:
         most = max(1, _PIECE_BYTES // (4 * self.width))
         waiting: list[Keys] = []
         for bucket in range(BUCKETS):
-            waiting.append(self.segment(bucket))
+            waiting.append(self._index.segment(bucket)[0])
             if sum(map(len, waiting)) >= most or bucket == BUCKETS - 1:
                 keys = np.concatenate(waiting)
                 for start in range(0, len(keys), most):
@@ -192,78 +211,92 @@ class SsdTier:
     def close(self) -> None:
         """Nothing of its own to close: the log belongs to the store."""
 
-    def segment(self, number: int) -> Keys:
-        """(n,) uint64 copy of the keys here in bucket ``number``, by rising mixed key."""
-        return self._index.segment(number)[0]
-
     def rewind(self, end: int) -> None:
         """Go back to the blocks below ``end``: newer ones are removed, the index is made anew.
 
         ``end`` is what `end` said after some `flush`.
         """
         self._log.wait()
-        self._collect()
+        self._buffer.collect()
         self._log.truncate(self.table, end)
-        self._filled = 0
-        self._buffer[:] = np.zeros(1, self.shape.dtype)
-        self._first = self._log.committed[self.table]
-        self._index = AddressIndex()
-        self._recover()
+        self._buffer.restart()
+        self._index = AddressIndex()  # the old one goes before the new one comes
+        self._index, self.segments = recover(self._log, self.table, self.shape.place_bits)
+
+    # -- compaction (see `storage.compaction`) ---------------------------------------------------
+
+    @property
+    def committed_end(self) -> int:
+        """The blocks below it are on the disk."""
+        return self._log.committed[self.table]
+
+    def committed(self, begin: int, end: int) -> Positions:
+        """(n,) int64 numbers of the blocks on the disk from ``begin`` to below ``end``."""
+        return self._log.numbers(self.table, begin, end)
+
+    def read_blocks(self, numbers: Positions, out: Blocks) -> list[int]:
+        """Copy committed blocks, ascending: the indices of damaged ones. Needs no owner's turn."""
+        return self._log.read(self.table, numbers, out)
+
+    def move(self, numbers: Positions, blocks: Blocks, damaged: list[int]) -> int:
+        """Write the rows of these blocks that count again, as they are: how many.
+
+        Raises: DiskFullError; see the module's docstring.
+        """
+        block, place = self._live(numbers, blocks, damaged)
+        keys, steps = blocks["keys"][block, place], blocks["steps"][block, place]
+        self._append(keys, steps, blocks["records"][block, place])
+        self.stats.rows_moved += len(keys)
+        return len(keys)
+
+    def free(self, ends: Iterable[int], *, most: int | None = None) -> int:
+        """Remove emptied segments that no cut with one of these ends needs: how many.
+
+        most: of them, the lowest first; None for all.
+        """
+        segments = self.segments.freeable(ends)[:most]
+        if len(segments):
+            self._log.free(self.table, segments.tolist(), self._staging)
+            self.segments.drop(segments)
+            self._log.tombstones[self.table].exhume(self.lowest)
+            self.stats.segments_freed += len(segments)
+        return len(segments)
+
+    @property
+    def lowest(self) -> int:
+        """The lowest block number in use, or the end."""
+        present = self.segments.present
+        return int(present[0]) << SEGMENT_BITS if len(present) else self._buffer.first
 
     # -- writing --------------------------------------------------------------------------------
 
-    def _fill(self, keys: Keys, steps: NDArray[np.uint32], records: NDArray[np.uint8]) -> Positions:
-        """Copy rows to the open buffer, which has room: their addresses."""
-        places = np.arange(self._filled, self._filled + len(keys))
-        block, place = np.divmod(places, self.shape.rows)
-        addresses = ((self._first + block) << self.shape.place_bits) | place
-        if addresses[-1] >= ADDRESSES:
-            raise StoreError(
-                f"table {self.table!r}: expected a block number below "
-                f"{ADDRESSES >> self.shape.place_bits}, but all are used up; export the table and "
-                f"import it into a new store"
-            )
-        self._buffer["keys"][block, place] = keys
-        self._buffer["steps"][block, place] = steps
-        self._buffer["records"][block, place] = records
-        self._buffer["count"][block] = place + 1
-        self._buffer["kind"][block] = ROWS
-        self._filled += len(keys)
-        return addresses
+    def _end_after(self, rows: int) -> int:
+        """The end of the log once this many rows more are written."""
+        return self.end + -(-rows // self.shape.rows) + 1
+
+    def _append(self, keys: Keys, steps: NDArray[np.uint32], records: NDArray[np.uint8]) -> None:
+        """Put rows into the write buffer, and buffers that are full on their way."""
+        done = 0
+        while done < len(keys):
+            if not self._buffer.room:
+                self._send()  # it was full, and the log refused it
+            part = slice(done, done + min(len(keys) - done, self._buffer.room))
+            addresses = self._buffer.fill(keys[part], steps[part], records[part])
+            self.segments.move(self._index.set(keys[part], addresses), addresses)
+            done += len(addresses)
+            if not self._buffer.room:
+                self._send()
 
     def _end_block(self) -> None:
         """Leave the rest of a partly filled block empty."""
-        self._filled += -self._filled % self.shape.rows
-        self._send_if_full()
-
-    def _send_if_full(self) -> None:
-        if self._filled == self._per_buffer * self.shape.rows:
+        self._buffer.end_block()
+        if not self._buffer.room:
             self._send()
 
     def _send(self) -> None:
-        """Hand the filled blocks of the open buffer to the log and go on in a spare one."""
-        count = self._filled // self.shape.rows
-        if count == 0:
-            return
-        self._collect()
-        if not self._spare:
-            first, blocks, _ = self._on_the_way[0]
-            self._log.wait(self.table, first + len(blocks))
-            self._collect()
-        # Nothing has changed until the log has taken the blocks: it may refuse them.
-        self._log.append(self.table, self._first, self._buffer[:count])
-        self._on_the_way.append((self._first, self._buffer[:count], self._buffer))
-        self._buffer = self._spare.pop()
-        self._first, self._filled = self._first + count, 0
-        self.stats.bytes_written += count * self.shape.pages * 4096
-
-    def _collect(self) -> None:
-        """Take back the buffers that have reached the disk."""
-        committed = self._log.committed[self.table]
-        while self._on_the_way and self._on_the_way[0][0] < committed:
-            _, blocks, buffer = self._on_the_way.pop(0)
-            blocks[:] = np.zeros(1, self.shape.dtype)
-            self._spare.append(buffer)
+        """Hand what the open buffer has to the log."""
+        self.segments.add(*self._buffer.send())
+        self.stats.bytes_written = self._buffer.bytes_sent
 
     # -- reading --------------------------------------------------------------------------------
 
@@ -297,7 +330,7 @@ class SsdTier:
         numbers, which = np.unique(addresses >> bits, return_inverse=True)
         place = addresses & ((1 << bits) - 1)
         blocks = self._staging[: len(numbers)]
-        bad = set(self._fetch(numbers, blocks))
+        bad = set(self._buffer.read(numbers, blocks))
         bad.update(which[blocks["keys"][which, place] != rows.keys[chosen]].tolist())
         if bad:
             lost = {int(numbers[b]): int(np.count_nonzero(which == b)) for b in bad}
@@ -308,36 +341,46 @@ class SsdTier:
         rows.steps[chosen] = blocks["steps"][which, place]
         return len(numbers)
 
-    def _fetch(self, numbers: Positions, out: Blocks) -> list[int]:
-        """Copy blocks, ascending, from disk or write buffers: indices of the damaged ones."""
-        waiting = [(first, blocks) for first, blocks, _ in self._on_the_way]
-        waiting.append((self._first, self._buffer))
-        on_disk = int(np.searchsorted(numbers, waiting[0][0]))
-        damaged = self._log.read(self.table, numbers[:on_disk], out[:on_disk]) if on_disk else []
-        for first, blocks in waiting:
-            begin, end = np.searchsorted(numbers, (first, first + len(blocks)))
-            out[begin:end] = blocks[numbers[begin:end] - first]
-        return damaged
-
     def _sweep(
         self,
     ) -> Iterator[tuple[Positions, Blocks, list[int], Positions, Positions]]:
         """All blocks, front to back, as many at once as the read buffer holds.
 
         Gives their numbers, themselves, the indices of damaged ones, and block and place of each
-        row that counts: whose key the index leads to this very place.
+        row that counts.
         """
-        bits = self.shape.place_bits
-        for start in range(0, self.end, self._per_buffer):
-            numbers = np.arange(start, min(start + self._per_buffer, self.end))
+        for numbers in self._numbers():
             blocks = self._staging[: len(numbers)]
-            damaged = self._fetch(numbers, blocks)
-            count = np.where(blocks["kind"] == ROWS, blocks["count"], 0)
-            count[damaged] = 0
-            block, place = np.nonzero(np.arange(self.shape.rows) < count[:, None])
-            addresses = self._index.find(blocks["keys"][block, place])
-            live = addresses == (numbers[block] << bits | place)
-            yield numbers, blocks, damaged, block[live], place[live]
+            damaged = self._buffer.read(numbers, blocks)
+            yield numbers, blocks, damaged, *self._live(numbers, blocks, damaged)
+
+    def _numbers(self) -> Iterator[Positions]:
+        """The numbers of all blocks, ascending, as many at once as the read buffer holds."""
+        committed = self._log.committed[self.table]
+        for segment in self.segments.present.tolist():
+            first = segment << SEGMENT_BITS
+            every = np.arange(first, min(segment + 1 << SEGMENT_BITS, self._buffer.first))
+            found = self._log.numbers(self.table, first, min(committed, first + len(every)))
+            found = np.concatenate((found, every[every >= committed]))
+            # One that should be there and is not will be found damaged.
+            if len(found) < self.segments.count(segment):
+                found = every
+            for start in range(0, len(found), self._per_buffer):
+                yield found[start : start + self._per_buffer]
+        open_blocks = np.arange(self._buffer.first, self.end)
+        if len(open_blocks):
+            yield open_blocks
+
+    def _live(
+        self, numbers: Positions, blocks: Blocks, damaged: list[int]
+    ) -> tuple[Positions, Positions]:
+        """Block and place of each row that counts: whose key the index leads to this very place."""
+        count = blocks["count"].copy()
+        count[damaged] = 0
+        block, place = np.nonzero(np.arange(self.shape.rows) < count[:, None])
+        addresses = self._index.find(blocks["keys"][block, place])
+        live = addresses == (numbers[block] << self.shape.place_bits | place)
+        return block[live], place[live]
 
     def _count_rows(self, damaged: set[int]) -> dict[int, int]:
         """How many rows count in each of these blocks, those without any left out."""
@@ -355,31 +398,3 @@ class SsdTier:
             f"({numbers}) are damaged, and {sum(damaged.values())} rows lie in them; "
             f"restore a checkpoint or a backup"
         )
-
-    def _recover(self) -> None:
-        """Fill the index from the log's directory, newest version last."""
-        keys: list[Keys] = []
-        addresses: list[Positions] = []
-        for first, counts, kinds, run in self._log.directory(self.table):
-            block = np.repeat(np.arange(len(counts)), counts)
-            starts = np.repeat(np.cumsum(counts, dtype=np.int64) - counts, counts)
-            place = np.arange(len(run)) - starts
-            address = ((first + block) << self.shape.place_bits) | place
-            address[kinds[block] == TOMBSTONES] = -1
-            keys.append(run)
-            addresses.append(address)
-            if sum(map(len, keys)) >= _RECOVERED:
-                self._replay(np.concatenate(keys), np.concatenate(addresses))
-                keys, addresses = [], []
-        if keys:
-            self._replay(np.concatenate(keys), np.concatenate(addresses))
-
-    def _replay(self, keys: Keys, addresses: Positions) -> None:
-        """Apply versions in order; runs of rows and of tombstones alternate."""
-        dead = addresses < 0
-        edges = np.flatnonzero(np.diff(dead)) + 1
-        for some, address in zip(np.split(keys, edges), np.split(addresses, edges), strict=True):
-            if address[0] < 0:
-                self._index.erase(some)
-            else:
-                self._index.set(some, address)

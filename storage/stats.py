@@ -31,6 +31,15 @@ class TierStats:
 
 
 @dataclass(slots=True)
+class SsdStats(TierStats):
+    """Counters of an SSD tier. rows_moved: written again by compaction, unchanged."""
+
+    rows_deleted: int = 0
+    rows_moved: int = 0
+    segments_freed: int = 0
+
+
+@dataclass(slots=True)
 class FirstSeen:
     """Keys no tier held when a batch asked for them, per access and per unique key."""
 

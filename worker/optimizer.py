@@ -61,6 +61,13 @@ class SparseOptimizer(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         self.store.planner.ensure_usable()
+        with self.store.stepping():
+            self._apply()
+            super().zero_grad()
+        return loss
+
+    def _apply(self) -> None:
+        """The step itself: every table's records, merged, once."""
         self._refuse_bad()
         due = [group for group in self.param_groups if self.store.waiting.get(group["table"])]
         scales = [self._checked_scale(group) for group in due]  # all, before any row changes
@@ -72,8 +79,6 @@ class SparseOptimizer(torch.optim.Optimizer):
                 lr=float(group["lr"]), step=group["steps"], scale=scale,
             )  # fmt: skip
             self._drop(records)
-        super().zero_grad()
-        return loss
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget what is recorded; the rows' pins go with it."""

@@ -113,7 +113,8 @@ class Trainer:
             for batch in batches:
                 self._step(batch)
                 every = self.schedule.checkpoint_every
-                if every and self.progress.step % every == 0:
+                due = every and self.progress.step % every == 0
+                if due or self.store.wants_checkpoint:
                     saved = self._checkpoint()
                 self.progress.seconds = time.perf_counter() - began
                 watch(self.progress)

@@ -125,11 +125,12 @@ def test_interrupted_run_resumes_with_the_same_losses(tmp_path: Path, blow: sign
     assert rest["rows_crc"] == whole["rows_crc"]
 
 
+@pytest.mark.filterwarnings("ignore:.*gave up the checkpoint:ResourceWarning")
 def test_full_disk_stops_with_the_last_checkpoint_good(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     more = ("--checkpoint-every", "10", "--epochs", "3")
-    code, _ = _train(tmp_path / "s", "--disk", "6MiB", *more)
+    code, _ = _train(tmp_path / "s", "--disk", "3MiB", *more)
     assert code == 1
     assert "disk" in capsys.readouterr().err.splitlines()[-1]
     _, whole = _train(tmp_path / "whole", *more)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ps.checkpoint import Checkpoints
+from ps.checkpoint import Checkpoints, Cut
 from ps.state import pack_state
 from storage.log import BlockLog
 
@@ -20,41 +20,57 @@ def log(tmp_path: Path) -> Iterator[BlockLog]:
     log.close()
 
 
+def cut_at(end: int) -> Cut:
+    return Cut({"ads": end}, {"ads": 2 * end})
+
+
 def test_a_new_log_has_no_cut_and_no_checkpoint(log: BlockLog) -> None:
     checkpoints = Checkpoints(log)
-    assert (checkpoints.steps, checkpoints.cut(), checkpoints.newest()) == ([], {}, None)
+    assert (checkpoints.steps, checkpoints.cut, checkpoints.newest()) == ([], Cut({}, {}), None)
 
 
 def test_the_last_two_are_kept_and_nothing_of_the_others(log: BlockLog) -> None:
     checkpoints = Checkpoints(log)
     for step in (10, 20, 30, 5):
         packed = pack_state({"step": step, "x": torch.full((3,), step)})
-        checkpoints.add(step, {"ads": step}, *packed)
+        checkpoints.add(step, cut_at(step), *packed)
     assert checkpoints.steps == [30, 5]
-    assert checkpoints.cut() == {"ads": 5}
+    assert checkpoints.cut == Checkpoints(log).cut == cut_at(5)
     newest = checkpoints.newest()
     assert newest is not None
-    step, ends, state = newest
-    assert (step, ends, state["step"], state["x"].tolist()) == (5, {"ads": 5}, 5, [5, 5, 5])
+    step, cut, state = newest
+    assert (step, cut, state["step"], state["x"].tolist()) == (5, cut_at(5), 5, [5, 5, 5])
     assert len(log.names("state/")) == 2
 
 
 def test_a_cut_does_not_move_the_checkpoints(log: BlockLog) -> None:
     checkpoints = Checkpoints(log)
-    checkpoints.add(1, {"ads": 3}, *pack_state({}))
-    checkpoints.make_cut({"ads": 9})
-    assert checkpoints.cut() == {"ads": 9}
-    assert checkpoints.newest() == (1, {"ads": 3}, {})
+    checkpoints.add(1, cut_at(3), *pack_state({}))
+    checkpoints.make_cut(cut_at(9))
+    for found in (checkpoints, Checkpoints(log)):
+        assert found.cut == cut_at(9)
+        assert found.newest() == (1, cut_at(3), {})
+        assert found.ends("ads") == [9, 3] and found.ends("other") == [0, 0]
 
 
 def test_state_larger_than_a_piece_comes_back_whole(log: BlockLog) -> None:
     tensor = torch.arange(5_000_000)  # 40 MB, three pieces
     checkpoints = Checkpoints(log)
-    checkpoints.add(1, {"ads": 0}, *pack_state({"x": tensor}))
+    checkpoints.add(1, cut_at(0), *pack_state({"x": tensor}))
     assert len(log.names("state/")) == 3
     newest = checkpoints.newest()
     assert newest is not None
     assert torch.equal(newest[2]["x"], tensor)
-    checkpoints.add(2, {"ads": 0}, *pack_state({}))
-    checkpoints.add(3, {"ads": 0}, *pack_state({}))
+    checkpoints.add(2, cut_at(0), *pack_state({}))
+    checkpoints.add(3, cut_at(0), *pack_state({}))
     assert len(log.names("state/")) == 2
+
+
+def test_the_older_of_two_can_be_given_up(log: BlockLog) -> None:
+    checkpoints = Checkpoints(log)
+    for step in (1, 2):
+        checkpoints.add(step, cut_at(10 * step), *pack_state({"x": torch.ones(3)}))
+    assert checkpoints.give_up_older() == 1
+    for found in (checkpoints, Checkpoints(log)):
+        assert found.steps == [2] and found.ends("ads") == [20, 20]
+    assert len(log.names("state/")) == 1

@@ -95,7 +95,16 @@ def test_a_newer_format_is_refused(tmp_path: Path) -> None:
     one_line(caught.value)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 1}', '{"format": 1, "tables": [{}]}'])
+def test_an_older_format_is_named_with_the_way_out(tmp_path: Path) -> None:
+    open_and_close(tmp_path, [ADS])
+    file = tmp_path / "terrace.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "format": FORMAT - 1}))
+    with pytest.raises(MismatchError, match=r"older version.*terrace import") as caught:
+        StoreDirectory(tmp_path, None)
+    one_line(caught.value)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 2}', '{"format": 2, "tables": [{}]}'])
 def test_a_damaged_format_file_is_a_clear_error(tmp_path: Path, text: str) -> None:
     open_and_close(tmp_path, [ADS])
     (tmp_path / "terrace.json").write_text(text)

@@ -55,7 +55,7 @@ def test_closed_and_stopped_stores_give_no_turn_but_the_last(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    "error", [DiskFullError("x"), OSError("x"), MemoryError(), KeyboardInterrupt()], ids=repr
+    "error", [StoreError("x"), OSError("x"), MemoryError(), KeyboardInterrupt()], ids=repr
 )
 def test_what_may_cut_a_change_in_two_stops_the_store(error: BaseException) -> None:
     planner = Planner(Path("store"))
@@ -67,7 +67,7 @@ def test_what_may_cut_a_change_in_two_stops_the_store(error: BaseException) -> N
 
 @pytest.mark.parametrize(
     "error",
-    [ConfigError("x"), CorruptError("x"), WorkingSetError("x", needed_bytes=1)],
+    [ConfigError("x"), CorruptError("x"), DiskFullError("x"), WorkingSetError("x", needed_bytes=1)],
     ids=repr,
 )
 def test_what_is_found_before_a_change_does_not(error: Exception) -> None:

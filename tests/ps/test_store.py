@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import os
 import pickle
@@ -146,14 +147,35 @@ class StoreMachine(RuleBasedStateMachine):
     def delete(self, table: str, keys: np.ndarray) -> None:
         self.store.delete(table, keys)
         for key in keys.tolist():
-            self.model[table].pop(key, None)
+            for model in (self.model, self.cut, *(model for _, model in self.kept)):
+                model[table].pop(key, None)
+
+    @rule(table=tables, steps=st.integers(0, 3))
+    def expire(self, table: str, steps: int) -> None:
+        """Rows that no step changed lately: what the records say, since `put` sets any step."""
+        now = self.store.stacks[table].step
+        old = [
+            int(key)
+            for rows in self.store.rows(table)
+            for key, step in zip(rows.keys, rows.steps, strict=True)
+            if step < now - steps
+        ]
+        assert self.store.expire(steps, table) == len(old)
+        for key in old:
+            for model in (self.model, self.cut, *(model for _, model in self.kept)):
+                model[table].pop(key, None)
+
+    @rule()
+    def make_a_cut(self) -> None:
+        self.store.cut()
+        self.cut = copy.deepcopy(self.model)
 
     @rule()
     def checkpoint(self) -> None:
         self.step += 1
         self.store.checkpoint(self.step, {"step": self.step})
         self.cut = copy.deepcopy(self.model)
-        self.kept = [*self.kept[-1:], (self.step, self.cut)]
+        self.kept = [*self.kept[-1:], (self.step, copy.deepcopy(self.model))]
 
     @rule()
     def resume(self) -> None:
@@ -487,28 +509,66 @@ def test_a_working_set_too_large_changes_nothing_and_names_what_would_do(tmp_pat
         assert len(store.stage({"ads": [keys]}).parts["ads"].positions) == len(keys)
 
 
-def test_a_full_disk_stops_the_store_and_leaves_the_last_checkpoint(tmp_path: Path) -> None:
+def fill_the_disk(store: ps.Store, rng: np.random.Generator, *, every: int) -> dict[int, int]:
+    """Train on new rows until the store refuses: digests by step of the checkpoints made."""
+    digests: dict[int, int] = {}
+    with pytest.raises(DiskFullError) as caught:
+        for step in range(1, 999):
+            train(store, "ads", rng.integers(0, 50_000, 1000).astype(np.uint64), 1.0)
+            if step % every == 0:
+                store.checkpoint(step, {"step": step})
+                digests[step] = store.digest()
+    one_line(caught.value)
+    return digests
+
+
+@pytest.mark.filterwarnings("ignore:.*gave up the checkpoint:ResourceWarning")
+def test_a_full_disk_is_refused_and_training_goes_on_when_there_is_room(tmp_path: Path) -> None:
     wide = ps.Table("ads", dim=64, optimizer=ps.Adagrad(lr=0.1))
     rng = np.random.default_rng(0)
-    digests: dict[int, int] = {}
-    with ps.open(tmp_path, [wide], ram="3MiB", disk="8MiB") as store:
-        with pytest.raises(DiskFullError) as caught:
-            for step in range(1, 99):
-                train(store, "ads", rng.integers(0, 50_000, 1000).astype(np.uint64), 1.0)
-                if step % 4 == 0:
-                    store.checkpoint(step, {"step": step})
-                    digests[step] = store.digest()
-        one_line(caught.value)
+    with ps.open(tmp_path, [wide], ram="3MiB", disk="12MiB") as store:
+        digests = fill_the_disk(store, rng, every=4)
         assert digests
-        with pytest.raises(StoreError, match="stopped after an error") as refused:
-            store.read("ads", np.array([1]))
-        one_line(refused.value)
-    with ps.open(tmp_path, None, ram="3MiB", disk="60MiB") as store:
-        newest = store.checkpoints[-1]
-        assert newest == max(digests)
-        assert store.resume() == (newest, {"step": newest})
-        assert store.digest() == digests[newest]
+        assert (tmp_path / "data.mdb").stat().st_size <= 12 << 20
+        before = store.digest()
+        for _ in range(3):  # nothing was changed, reading goes on, and freeing is possible
+            with pytest.raises(DiskFullError):
+                train(store, "ads", np.arange(10**6, 10**6 + 1000, dtype=np.uint64), 1.0)
+            store.read("ads", np.arange(1000))
+            assert store.digest() == before
+        store.delete("ads", np.arange(40_000))
+        newest = max(digests)
+        store.checkpoint(newest + 1, {"step": newest + 1})
+        store.checkpoint(newest + 2, {"step": newest + 2})
+        train(store, "ads", rng.integers(0, 50_000, 1000).astype(np.uint64), 1.0)
         assert store.check() == []
+    with ps.open(tmp_path, None, ram="3MiB", disk="12MiB") as store:
+        assert store.resume()[0] == newest + 2
+        assert store.check() == []
+
+
+def test_near_the_cap_the_store_asks_for_a_checkpoint_then_gives_up_the_older(
+    tmp_path: Path,
+) -> None:
+    wide = ps.Table("ads", dim=64, optimizer=ps.Adagrad(lr=0.1))
+    asked = 0
+    rng = np.random.default_rng(0)
+    with ps.open(tmp_path, [wide], ram="3MiB", disk="24MiB") as store:
+        for step in (1, 2):
+            train(store, "ads", rng.integers(0, 9000, 1000).astype(np.uint64), 1.0)
+            store.checkpoint(step)
+        with (
+            pytest.warns(ResourceWarning, match="gave up the checkpoint of step 1"),
+            contextlib.suppress(DiskFullError),  # it may not have been enough
+        ):
+            while len(store.checkpoints) == 2:
+                train(store, "ads", rng.integers(0, 2**40, 1000).astype(np.uint64), 1.0)
+                asked += store.wants_checkpoint
+        assert asked
+        assert store.checkpoints == [2]
+        store.delete("ads", np.concatenate([rows.keys for rows in store.rows("ads")]))
+        store.checkpoint(3)
+        assert not store.wants_checkpoint
 
 
 def flip(file: Path, pattern: bytes) -> None:

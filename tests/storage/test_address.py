@@ -48,13 +48,13 @@ def test_it_answers_as_a_dict_does(steps: list[tuple[str, list[tuple[int, int]]]
     for action, pairs in steps:
         named = np.array([key for key, _ in pairs], np.uint64)
         if action == "set":
-            index.set(named, np.array([address for _, address in pairs], np.int64))
-            model.update(pairs)
+            before = index.set(named, np.array([address for _, address in pairs], np.int64))
+            for (key, address), had in zip(pairs, before.tolist(), strict=True):
+                assert had == model.get(key, -1)
+                model[key] = address
         else:
-            known = {key for key, _ in pairs} & set(model)
-            assert index.erase(named) == len(known)
-            for key in known:
-                del model[key]
+            for (key, _), had in zip(pairs, index.erase(named).tolist(), strict=True):
+                assert had == model.pop(key, -1)
         asked = np.array([key for key, _ in pairs] + list(model), np.uint64)
         assert index.find(asked).tolist() == [model.get(key, -1) for key in asked.tolist()]
         assert len(index) == len(model)
@@ -76,7 +76,7 @@ def test_a_crowd_with_one_home_is_found_and_erased_in_any_order(start: int) -> N
     order = rng.permutation(400)
     for done, i in enumerate(order):
         assert index.find(keys[order[done:]]).tolist() == places[order[done:]].tolist()
-        assert index.erase(keys[i : i + 1]) == 1
+        assert index.erase(keys[i : i + 1]).tolist() == [places[i]]
     assert len(index) == 0 and (index.find(keys) == -1).all()
 
 

@@ -8,14 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from storage.block import (
-    ROWS,
-    TOMBSTONES,
     BlockShape,
     is_sound,
     pack_run,
+    pack_tombstone,
     run_of,
     seal,
     unpack_run,
+    unpack_tombstone,
 )
 from storage.codec import CODECS
 
@@ -30,7 +30,7 @@ def blocks_of(shape: BlockShape, *counts: int) -> np.ndarray:
     rng = np.random.default_rng(0)
     blocks = np.zeros(len(counts), shape.dtype)
     for block, count in zip(blocks, counts, strict=True):
-        block["count"], block["kind"] = count, ROWS
+        block["count"] = count
         block["keys"][:count] = rng.integers(0, 2**64 - 1, count, dtype=np.uint64)
         block["records"][:count] = rng.integers(0, 256, (count, shape.record_bytes))
     return blocks
@@ -89,13 +89,12 @@ def test_a_block_that_is_cut_off_is_not_sound(length: int) -> None:
     assert not is_sound(whole[:length], 0)
 
 
-def test_a_run_gives_back_counts_kinds_and_keys() -> None:
+def test_a_run_gives_back_counts_and_keys() -> None:
     blocks = blocks_of(BlockShape(16, 1, CODECS["float32"]), 5, 1, 0, 9)
-    blocks["kind"][1] = TOMBSTONES
     run = unpack_run(70, pack_run(70, blocks))
     assert run is not None
-    first, rows, kinds, keys = run
-    assert (first, rows.tolist(), kinds.tolist()) == (70, [5, 1, 0, 9], [0, 1, 0, 0])
+    first, rows, keys = run
+    assert (first, rows.tolist()) == (70, [5, 1, 0, 9])
     wanted = [block["keys"][: block["count"]] for block in blocks]
     np.testing.assert_array_equal(keys, np.concatenate(wanted))
 
@@ -117,3 +116,15 @@ def test_a_damaged_run_or_one_in_the_place_of_another_is_none() -> None:
         torn[place] ^= 0x10
         assert unpack_run(70, bytes(torn)) is None
     assert unpack_run(70, value[:3]) is None
+
+
+def test_a_tombstone_gives_back_end_and_keys_and_is_none_when_damaged() -> None:
+    keys = np.array([0, 7, 2**64 - 1], np.uint64)
+    value = pack_tombstone(5, 2**40, keys)
+    found = unpack_tombstone(5, value)
+    assert found is not None and found[0] == 2**40 and found[1].tolist() == keys.tolist()
+    assert unpack_tombstone(6, value) is None and unpack_tombstone(5, value[:15]) is None
+    for place in range(len(value)):
+        torn = bytearray(value)
+        torn[place] ^= 0x10
+        assert unpack_tombstone(5, bytes(torn)) is None

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from storage.block import BlockShape
+from storage.block import SEGMENT_BITS, BlockShape, run_blocks
 from storage.codec import codec
 from storage.errors import ClosedError, CorruptError, DiskFullError, StoreError
 from storage.log import BlockLog
@@ -51,7 +51,7 @@ def read(log: BlockLog, first: int, count: int, table: str = "t") -> np.ndarray:
 def listed(log: BlockLog, table: str = "t") -> list[tuple[int, list[int], list[int]]]:
     """By block: number, number of rows, keys."""
     found = []
-    for first, rows, _, keys in log.directory(table):
+    for first, rows, keys in log.directory(table):
         ends = np.cumsum(rows, dtype=np.int64)
         for i, count in enumerate(rows.tolist()):
             found.append((first + i, count, keys[ends[i] - count : ends[i]].tolist()))
@@ -153,6 +153,40 @@ def test_a_long_truncation_takes_several_transactions(log: BlockLog) -> None:
     assert listed(log) == expected_list(10)
 
 
+# -- segments and tombstones -----------------------------------------------------------------------
+
+
+def test_freed_segments_are_gone_and_others_stay(log: BlockLog) -> None:
+    fill(log, 1000)
+    fill(log, 70, table="other")
+    before = log.used_bytes
+    log.free("t", [0, 3, 4], np.zeros(10, SHAPE.dtype))
+    gone = {*range(64), *range(192, 320)}
+    left = [block for block in expected_list(1000) if block[0] not in gone]
+    assert listed(log) == left
+    assert log.numbers("t", 0, 200).tolist() == list(range(64, 192))
+    assert log.read("t", np.array([63, 64, 191, 192]), np.zeros(4, SHAPE.dtype)) == [0, 3]
+    assert log.used_bytes < before - 180 * 4096
+    assert listed(log, "other") == expected_list(70)
+    fill(log, 10)
+    file = log.file_bytes
+    fill(log, 170)
+    assert log.file_bytes <= file + 4 * 4096  # in the place of what was freed
+    log.free("t", list(range(20)), np.zeros(100, SHAPE.dtype))
+    assert listed(log) == []
+    assert log.committed["t"] == 1180
+
+
+def test_a_segment_is_freed_when_the_disk_is_full(small_disk: Path) -> None:
+    with closing(Unwarned(small_disk, ["t"])) as log:
+        fill(log, 640, each=64)
+        (small_disk / "other").write_bytes(bytes(shutil.disk_usage(small_disk).free))
+        assert shutil.disk_usage(small_disk).free == 0
+        for segment in range(10):
+            log.free("t", [segment], np.zeros(64, SHAPE.dtype))
+        assert listed(log) == []
+
+
 # -- damage ----------------------------------------------------------------------------------------
 
 
@@ -168,31 +202,46 @@ def test_a_flipped_bit_in_a_block_is_found(tmp_path: Path, offset: int) -> None:
         assert listed(log) == expected_list(100)
 
 
-def run_bytes(first: int, end: int) -> bytes:
-    """Keys of the blocks as they stand in the directory, and nowhere else."""
-    return b"".join(np.array(keys, "<u8").tobytes() for _, _, keys in expected_list(end)[first:])
+RUN = run_blocks(SHAPE.rows)
 
 
-# A run of 36 blocks has 108 bytes of counts and kinds before its keys, 8 before those, and its
-# number, the key in LMDB, before them.
-@pytest.mark.parametrize("offset", [0, 5, -3, -64, -110, -116, -124])
+def run_bytes(first: int) -> bytes:
+    """Keys of a run's blocks as they stand in the directory, and nowhere else."""
+    blocks = expected_list(first + RUN)[first:]
+    return b"".join(np.array(keys, "<u8").tobytes() for _, _, keys in blocks)
+
+
+# Before a run's keys are its counts, two bytes a block, 8 before those, and its number, the key in
+# LMDB, before them.
+@pytest.mark.parametrize("offset", [0, 5, -3, -2 * RUN - 2, -2 * RUN - 8, -2 * RUN - 16])
 def test_a_damaged_directory_is_made_again_from_the_blocks(tmp_path: Path, offset: int) -> None:
     with closing(BlockLog(tmp_path, ["t"])) as log:
         fill(log, 200)
-        assert len(list(log.directory("t"))) == 4
-    flip(tmp_path, run_bytes(64, 100), offset)
+        runs = len(list(log.directory("t")))
+        assert runs >= 4
+    flip(tmp_path, run_bytes(64), offset)
     with closing(BlockLog(tmp_path, ["t"])) as log:
         assert listed(log) == expected_list(200)
-        assert len(list(log.directory("t"))) == 3 + 36
+        assert len(list(log.directory("t"))) == runs - 1 + RUN
+
+
+@pytest.mark.parametrize("first", [0, 1, 63, 64, 100])
+def test_no_run_crosses_the_edge_of_a_segment_or_of_a_page(tmp_path: Path, first: int) -> None:
+    with closing(BlockLog(tmp_path, ["t"])) as log:
+        fill(log, first + 300, each=first + 150)
+        assert listed(log) == expected_list(first + 300)
+        for begin, rows, keys in log.directory("t"):
+            assert begin >> SEGMENT_BITS == begin + len(rows) - 1 >> SEGMENT_BITS
+            assert 8 + 2 * len(rows) + 8 * len(keys) <= 4080
 
 
 def test_directory_and_block_both_damaged_are_named(tmp_path: Path) -> None:
     with closing(BlockLog(tmp_path, ["t"])) as log:
         fill(log, 200)
-    flip(tmp_path, run_bytes(64, 100))
-    flip(tmp_path, blocks_from(70, 1)["keys"][0].tobytes())
+    flip(tmp_path, run_bytes(64))
+    flip(tmp_path, blocks_from(66, 1)["keys"][0].tobytes())
     with closing(BlockLog(tmp_path, ["t"])) as log:
-        with pytest.raises(CorruptError, match=r"'t'.*block 70") as error:
+        with pytest.raises(CorruptError, match=r"'t'.*block 66") as error:
             listed(log)
         assert "\n" not in str(error.value)
 
@@ -286,7 +335,7 @@ def test_a_full_disk_is_refused_and_what_was_committed_stays_readable(small_disk
 class Unwarned(BlockLog):
     """A log whose disk fills up between the check and the write."""
 
-    def _check_space(self, size: int, spare: int) -> None:
+    def ensure_room(self, size: int) -> None:
         pass
 
 

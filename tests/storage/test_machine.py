@@ -1,12 +1,15 @@
 """What a store does, at random: rows are what a dict says, pins hold, and the budget is kept.
 
-Two and three tiers with a budget so tight that rows are evicted, moved and written below all the
-time; and the same run against a cache whose pins do nothing, which it must find out.
+Steps, writes, deletions, cuts, crashes, going back to the older of two kept cuts, and compaction in
+segments of two blocks. Two and three tiers with a budget so tight that rows are evicted, moved and
+written below all the time; and the same run against a cache whose pins do nothing, which it must
+find out.
 """
 
 from __future__ import annotations
 
 import tempfile
+from contextlib import nullcontext
 from pathlib import Path
 
 import hypothesis
@@ -22,6 +25,7 @@ from hypothesis.stateful import (
 )
 
 from storage.cache import CacheTier
+from storage.compaction import Compaction
 from storage.errors import WorkingSetError
 from storage.log import BlockLog
 from storage.rows import Keys, Positions
@@ -46,10 +50,12 @@ class StackMachine(RuleBasedStateMachine):
         self.tag = 1
         self.truth: dict[int, int] = {}
         self.build()
-        self.cut, self.truth_at_cut = self.stack.ssd.end, dict(self.truth)
+        # The kept cuts, the last one at the end: the log's end and what was true.
+        self.cuts = [(self.stack.ssd.end, dict(self.truth))]
 
     def build(self) -> None:
         self.stack = make_stack(self.log, *self.capacities, cache=self.cache)
+        self.compaction = Compaction(self.stack.ssd, nullcontext)
         self.pins: list[tuple[Keys, Positions]] = []
         self.tight = 0
 
@@ -114,7 +120,8 @@ class StackMachine(RuleBasedStateMachine):
         gone = [key for key in keys if key not in self.pinned_keys]
         self.stack.top.delete(np.array(gone, np.uint64))
         for key in gone:
-            self.truth.pop(key, None)
+            for truth in (self.truth, *(truth for _, truth in self.cuts)):
+                truth.pop(key, None)
 
     @rule(keys=chosen)
     def peek(self, keys: list[int]) -> None:
@@ -129,7 +136,15 @@ class StackMachine(RuleBasedStateMachine):
         except WorkingSetError:
             return
         assert not any(cache.dirty.any() for cache in self.stack.caches)
-        self.cut, self.truth_at_cut = self.stack.ssd.end, dict(self.truth)
+        self.cuts = [*self.cuts[-1:], (self.stack.ssd.end, dict(self.truth))]
+
+    @rule()
+    def empty_a_segment(self) -> None:
+        self.compaction.step(everything=True)
+
+    @rule()
+    def free(self) -> None:
+        self.stack.ssd.free([end for end, _ in self.cuts])
 
     @rule(left=st.integers(0, 4000))
     def tighten(self, left: int) -> None:
@@ -146,15 +161,17 @@ class StackMachine(RuleBasedStateMachine):
         """Only what was flushed counts; the log may hold more."""
         self.log.close()
         self.log = BlockLog(self.path, ["t"])
-        self.log.truncate("t", self.cut)
-        self.truth = dict(self.truth_at_cut)
+        self.log.truncate("t", self.cuts[-1][0])
+        self.truth = dict(self.cuts[-1][1])
         self.build()
 
     @precondition(lambda self: not self.pins)
-    @rule()
-    def go_back(self) -> None:
-        self.stack.ssd.rewind(self.cut)
-        self.truth = dict(self.truth_at_cut)
+    @rule(which=st.integers(0, 1))
+    def go_back(self, which: int) -> None:
+        """To the older of two kept cuts, now and then: all that is newer is given up."""
+        self.cuts = self.cuts[: 1 + which % len(self.cuts)]
+        self.stack.ssd.rewind(self.cuts[-1][0])
+        self.truth = dict(self.cuts[-1][1])
         self.build()
 
     def agree(self, keys: Keys) -> None:
@@ -177,8 +194,9 @@ class StackMachine(RuleBasedStateMachine):
         budget, ram, ssd = self.stack.budget, self.stack.caches[-1], self.stack.ssd
         assert budget is not None
         assert budget.peak <= budget.total
-        buffers = [ssd._buffer, ssd._staging, *ssd._spare, *(b for _, _, b in ssd._on_the_way)]
+        buffers = [ssd._staging, *ssd._buffer.arrays]
         held = ssd._index.bytes + sum(buffer.nbytes for buffer in buffers)
+        held += ssd.segments.bytes + self.compaction._blocks.nbytes
         held += ram.limit * ram.array.bytes_per_position + ram.overhead_bytes
         assert held + self.tight <= budget.total
 
@@ -201,7 +219,16 @@ def every_row_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("storage.ssd.LEAST_BYTES", 0)
 
 
-@pytest.mark.usefixtures("every_row_counts")
+@pytest.fixture
+def tiny_segments(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two blocks, so that a run of forty steps empties and frees some."""
+    for module in ("log", "segments", "compaction", "ssd"):
+        monkeypatch.setattr(f"storage.{module}.SEGMENT_BITS", 1)
+    for module in ("log", "compaction"):
+        monkeypatch.setattr(f"storage.{module}.SEGMENT_BLOCKS", 2)
+
+
+@pytest.mark.usefixtures("every_row_counts", "tiny_segments")
 @pytest.mark.parametrize("capacities", [(30,), (16, 50)], ids=["two tiers", "three tiers"])
 def test_anything_a_store_does_agrees_with_a_dict(capacities: tuple) -> None:
     run_machine(capacities, CacheTier)
@@ -217,7 +244,7 @@ class Unpinned(CacheTier):
         pass
 
 
-@pytest.mark.usefixtures("every_row_counts")
+@pytest.mark.usefixtures("every_row_counts", "tiny_segments")
 @pytest.mark.parametrize("capacities", [(30,), (16, 50)], ids=["two tiers", "three tiers"])
 def test_the_same_run_finds_out_when_pins_do_nothing(capacities: tuple) -> None:
     with pytest.raises(AssertionError):

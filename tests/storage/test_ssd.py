@@ -84,7 +84,7 @@ def test_the_keys_of_a_segment_are_those_of_its_bucket_in_mixed_order(log: Block
     kept = keys[100:]
     for bucket in (0, 77, BUCKETS - 1):
         mine = kept[[int(bucket_of(np.uint64(mix(k)))) == bucket for k in kept]]
-        assert ssd.segment(bucket).tolist() == mine[np.argsort(mix_keys(mine))].tolist()
+        assert ssd._index.segment(bucket)[0].tolist() == mine[np.argsort(mix_keys(mine))].tolist()
 
 
 def test_what_is_no_row_in_a_block_is_zero(log: BlockLog) -> None:
@@ -92,7 +92,8 @@ def test_what_is_no_row_in_a_block_is_zero(log: BlockLog) -> None:
     ssd = make_ssd(log, buffer_bytes=1)
     ssd.write(rows_of(numbered(1, 8 * ROWS), 7))
     ssd.write(rows_of(numbered(1, 2), 8))
-    ssd.delete(as_keys(1))
+    ssd.flush()
+    ssd.write(rows_of(numbered(1, 1), 9))
     ssd.flush()
     out = np.zeros(2, ssd.shape.dtype)
     assert log.read("t", np.array([8, 9]), out) == []
@@ -107,7 +108,7 @@ def test_what_is_no_row_in_a_block_is_zero(log: BlockLog) -> None:
 
 def held_bytes(ssd: SsdTier) -> int:
     """Bytes of the arrays that the tier really holds: index and buffers."""
-    buffers = [ssd._buffer, ssd._staging, *ssd._spare, *(b for _, _, b in ssd._on_the_way)]
+    buffers = [ssd._staging, *ssd._buffer.arrays]
     return ssd._index.bytes + sum(buffer.nbytes for buffer in buffers)
 
 
@@ -161,7 +162,9 @@ def test_going_back_shows_the_rows_of_that_moment(log: BlockLog, buffer_bytes: i
     ssd.flush()
     ssd.write(rows_of(universe[:10], 3))  # still in the open buffer
     ssd.rewind(end)
-    assert ssd.end == end
+    # What was deleted meanwhile stays deleted, so numbers go on above its tombstone.
+    oracle.delete(universe[:50])
+    assert ssd.end >= end
     oracle.compare(*ssd.peek(universe))
     assert ssd.check() == []
     more = rows_of(universe[500:700], 4)

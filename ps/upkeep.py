@@ -1,0 +1,103 @@
+"""Upkeep: what keeps a store durable and small beside the training: cuts, space, compaction.
+
+Durability says when cuts are made beside checkpoints: "checkpoint", never; "interval", a second
+after the first change that no cut has; "strict", at the end of everything that changes rows.
+
+Threads: one lock is held while a step changes rows and while a cut is made, so that a cut falls
+between steps. The order of locks is: steps, compaction, the planner's.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from ps.checkpoint import Checkpoints, Cut
+from ps.compactor import Compactor
+from ps.cutter import Cutter
+from ps.planner import Planner
+from ps.settings import Settings
+from ps.space import Space
+from ps.stack import Stack
+from ps.state import pack_state
+from storage.log import BlockLog
+
+
+class Upkeep:
+    """See the module's docstring; of one store."""
+
+    def __init__(
+        self, log: BlockLog, planner: Planner, checkpoints: Checkpoints, settings: Settings
+    ) -> None:
+        self.checkpoints = checkpoints
+        self._planner = planner
+        self._strict = settings.durability == "strict"
+        self._steps = threading.RLock()
+        self._stacks: Mapping[str, Stack] = {}
+        self.compactor = Compactor(
+            planner, checkpoints.ends, bytes_per_second=settings.compact_bytes_per_second
+        )
+        self.space = Space(log, lambda: self._stacks, checkpoints, self.compactor)
+        self._cutter: Cutter | None = None
+        if settings.durability == "interval":
+            self._cutter = Cutter(self.cut, settings.interval_seconds)
+
+    def watch(self, stacks: Mapping[str, Stack]) -> None:
+        """These are the store's stacks from now on; nothing may be under way."""
+        self._stacks = stacks
+        self.compactor.watch({name: stack.ssd for name, stack in stacks.items()})
+
+    @contextmanager
+    def stepping(self) -> Iterator[None]:
+        """While rows change: no cut falls inside, and at the end durability is kept.
+
+        Raises: DiskFullError at the end, also that of an earlier cut.
+        """
+        with self._steps:
+            yield
+            self.compactor.wake()
+            if self._strict:
+                self.cut()
+            elif self._cutter is not None:
+                self._cutter.changed()
+
+    @contextmanager
+    def standing_still(self) -> Iterator[None]:
+        """No step, no cut and no compaction meanwhile."""
+        with self._steps, self.compactor.paused():
+            yield
+
+    def cut(self) -> None:
+        """Make everything up to now durable. Raises: DiskFullError; the last cut stands."""
+        with self._steps, self._planner, self._planner.changing():
+            self._flush()
+            self.checkpoints.make_cut(self._cut_here())
+        self.compactor.wake()
+
+    def checkpoint(self, step: int, state: Mapping[str, Any]) -> None:
+        """A cut, with step and state. Raises: DiskFullError, before anything has changed."""
+        tree, tensors = pack_state(state)
+        self.space.prepare_checkpoint(len(tree) + len(tensors))
+        with self._steps, self._planner, self._planner.changing():
+            self._flush()
+            self.checkpoints.add(int(step), self._cut_here(), tree, tensors)
+        self.compactor.wake()
+
+    def close(self) -> None:
+        """Stop and join the threads. Without locks: they may wait for one. Twice is fine."""
+        self._planner.ensure_own()
+        if self._cutter is not None:
+            self._cutter.close()
+        self.compactor.close()
+
+    def _flush(self) -> None:
+        for stack in self._stacks.values():
+            stack.hierarchy.flush()
+
+    def _cut_here(self) -> Cut:
+        return Cut(
+            {name: stack.ssd.end for name, stack in self._stacks.items()},
+            {name: stack.step for name, stack in self._stacks.items()},
+        )

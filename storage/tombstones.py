@@ -1,0 +1,109 @@
+"""Tombstones: the deleted keys of one table, in the file of its log.
+
+A tombstone names keys and the number of the next block when they were deleted: it hides every
+version of them in a lower block, whichever checkpoint one goes back to, and none in a later one. It
+goes when no block is left that it could hide anything in.
+
+Threads: one owner.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from storage.block import pack_tombstone, unpack_tombstone
+from storage.environment import PAGE, Environment
+from storage.errors import CorruptError
+from storage.rows import Keys
+
+# Tombstones that one transaction reads or writes, and keys of each.
+_AT_ONCE = 64
+_KEYS = 1 << 10
+
+
+class Tombstones:
+    """See the module's docstring; in a database of ``environment``."""
+
+    def __init__(self, environment: Environment, table: str) -> None:
+        self._environment = environment
+        self._table = table
+        self._database = environment.database(f"tombstones/{table}")
+
+    @property
+    def end(self) -> int:
+        """The highest block number that one was made with: lower ones must not be used anew."""
+        with self._environment.transaction(self._database) as txn:
+            cursor = txn.cursor()
+            last = _read(cursor) if cursor.last() else None
+        return last[0] if last else 0
+
+    def bury(self, end: int, keys: Keys) -> None:
+        """Hide the versions of ``keys`` in the blocks below ``end``; durable on return.
+
+        Raises: DiskFullError before anything has changed when they would not fit.
+        """
+        self._environment.ensure_room(2 * keys.nbytes + PAGE)
+        pieces = range(0, len(keys), _KEYS)
+        for some in range(0, len(pieces), _AT_ONCE):
+            with self._environment.transaction(self._database, write=True) as txn:
+                cursor = txn.cursor()
+                sequence = _sequence(cursor) + 1 if cursor.last() else 0
+                for start in pieces[some : some + _AT_ONCE]:
+                    value = pack_tombstone(sequence, end, keys[start : start + _KEYS])
+                    cursor.put(_key(sequence), value, append=True)
+                    sequence += 1
+
+    def __iter__(self) -> Iterator[tuple[int, Keys]]:
+        """(end, keys) of all, oldest first. Raises: CorruptError when one is damaged."""
+        sequence, there = 0, True
+        while there:
+            found: list[tuple[int, Keys] | None] = []
+            with self._environment.transaction(self._database) as txn:
+                cursor = txn.cursor()
+                there = cursor.set_range(_key(sequence))
+                while there and len(found) < _AT_ONCE:
+                    found.append(_read(cursor))
+                    sequence = _sequence(cursor) + 1
+                    there = cursor.next()
+            for tombstone in found:
+                if tombstone is None:
+                    raise CorruptError(
+                        f"{self._environment.path}: table {self._table!r}: expected a sound list "
+                        f"of deleted keys, but it is damaged; restore a backup"
+                    )
+                yield tombstone
+
+    def exhume(self, lowest: int) -> None:
+        """Remove those that hide nothing any more: no block is lower than ``lowest``."""
+        while self._hides_nothing(lowest):
+            self._environment.freely(lambda txn: self._remove(txn, lowest))
+
+    def _hides_nothing(self, lowest: int) -> bool:
+        """Whether the oldest one may go."""
+        with self._environment.transaction(self._database) as txn:
+            cursor = txn.cursor()
+            oldest = _read(cursor) if cursor.first() else None
+        return oldest is not None and oldest[0] <= lowest
+
+    def _remove(self, txn: Any, lowest: int) -> None:
+        cursor = txn.cursor(self._database)
+        for _ in range(_AT_ONCE):
+            oldest = _read(cursor) if cursor.first() else None
+            if oldest is None or oldest[0] > lowest:
+                return
+            cursor.delete()
+
+
+def _key(sequence: int) -> bytes:
+    return np.uint64(sequence).tobytes()
+
+
+def _sequence(cursor: Any) -> int:
+    return int(np.frombuffer(cursor.key(), np.uint64)[0])
+
+
+def _read(cursor: Any) -> tuple[int, Keys] | None:
+    return unpack_tombstone(_sequence(cursor), cursor.value())
