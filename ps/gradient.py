@@ -11,9 +11,11 @@ Threads: the functions release the GIL; calls on disjoint ranges of unique rows 
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from ps.kernel import fetch_row, inlined, kernel, unowned
@@ -146,4 +148,8 @@ def _all_finite(bits: Any) -> bool:
 
 def all_finite(values: NDArray[np.float32]) -> bool:
     """Whether no value is NaN or infinite. values: float32 of any shape, C-contiguous."""
+    # NaN or infinity makes every sum NaN or infinite, so a finite sum settles it: 0.5 ms for 27 MB
+    # with torch. The exact look, 4.6 ms, is for sums of finite numbers that overflow.
+    if math.isfinite(float(torch.from_numpy(values).sum())):
+        return True
     return bool(_all_finite(values.reshape(-1).view(np.int32)))
