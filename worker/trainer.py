@@ -26,6 +26,7 @@ from worker.prefetch import prefetch
 from worker.recommender import Recommender
 
 _TEST_BATCH = 16384
+_LARGEST_RATE = 1e6
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,8 @@ class Schedule:
         for name in ("batch_size", "epochs"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}: expected 1 or more, got {getattr(self, name)}")
+        if not 0 <= self.dense_lr <= _LARGEST_RATE:  # NaN is neither
+            raise ConfigError(f"dense_lr: expected 0 to {_LARGEST_RATE:g}, got {self.dense_lr}")
         for name in ("steps", "depth", "checkpoint_every"):
             value = getattr(self, name)
             if value is not None and value < 0:

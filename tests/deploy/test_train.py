@@ -61,6 +61,8 @@ def test_tiers_do_not_show_in_the_report(tmp_path: Path) -> None:
         (("--preset", "big"), ("preset", "small")),
         (("--device", "cuda", "--hbm", "1GiB"), ("CUDA",)),
         (("--batch-size", "0"), ("batch_size",)),
+        (("--dense-lr", "1e38"), ("dense_lr", "1e+38")),
+        (("--dense-lr", "nan"), ("dense_lr", "nan")),
         (("--data", "nowhere.tsv"), ("nowhere.tsv",)),
     ],
 )
