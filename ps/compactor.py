@@ -2,18 +2,19 @@
 
 It empties mostly stale segments and frees those that no cut needs any more, a segment at a time, so
 that nobody waits long for the planner. It keeps to a budget of bytes a second while a log is at
-most half as long again as its rows need, and goes as fast as it can above that. When the disk is
-nearly full, whoever needs room does the same work itself (`reclaim`).
+most half as long again as its rows need, and goes as fast as it can above that. Whoever writes
+faster than that does the same work itself (`keep_up`), and so does who needs room on a disk that is
+nearly full (`reclaim`): the file has a bound, however slow the thread is.
 
-Threads: "terrace-compact" is its own. `wake` from any thread; `paused`, `reclaim` and `close` from
-threads that do not have the planner's lock, or they would wait for each other.
+Threads: "terrace-compact" is its own. `wake` from any thread; `paused`, `reclaim`, `keep_up` and
+`close` from threads that do not have the planner's lock, or they would wait for each other.
 """
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 
 from ps.planner import Planner
 from storage.compaction import Compaction
@@ -56,7 +57,7 @@ class Compactor:
             self._due = True
             self._changed.notify_all()
 
-    @contextmanager
+    @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
         """No row is moved meanwhile. From one `with` several threads may come; each counts."""
         with self._changed:
@@ -82,6 +83,12 @@ class Compactor:
                     self._free()
                     return True
         return False
+
+    def keep_up(self) -> None:
+        """Work off what the thread is behind with, if that is much; called by who made it so."""
+        with contextlib.suppress(DiskFullError):
+            while any(compaction.is_overdue for compaction in self._tables) and self._slice():
+                pass
 
     def compact(self) -> Iterator[int]:
         """Work off all excess now, slice by slice: bytes read and written by each."""
@@ -139,7 +146,7 @@ class Compactor:
                 return freed * 64 * tier.shape.pages * 4096
         return 0
 
-    @contextmanager
+    @contextlib.contextmanager
     def _working(self) -> Iterator[None]:
         self._planner.ensure_own()
         if not self._at_work.acquire(timeout=_DEADLINE_SECONDS):
@@ -149,7 +156,7 @@ class Compactor:
         finally:
             self._at_work.release()
 
-    @contextmanager
+    @contextlib.contextmanager
     def _turn(self) -> Iterator[None]:
         with self._planner, self._planner.changing():
             yield

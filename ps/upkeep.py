@@ -58,6 +58,7 @@ class Upkeep:
         with self._steps:
             yield
             self.compactor.wake()
+            self.compactor.keep_up()
             if self._strict:
                 self.cut()
             elif self._cutter is not None:

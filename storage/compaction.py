@@ -23,6 +23,7 @@ from storage.ssd import SsdTier
 
 TARGET = 1.3
 URGENT = 1.5
+OVERDUE = 1.75
 _SPREAD = 8
 _FULL = 0.9
 _CHOSEN = 32
@@ -52,7 +53,12 @@ class Compaction:
     @property
     def is_urgent(self) -> bool:
         """The log is half as long again as its rows need, or more."""
-        return self.excess > (URGENT - TARGET) * len(self._ssd) / self._ssd.shape.rows
+        return self._is_beyond(URGENT)
+
+    @property
+    def is_overdue(self) -> bool:
+        """Rows are written faster than they are worked off: their writer should help."""
+        return self._is_beyond(OVERDUE)
 
     def step(self, *, everything: bool = False, begin: int = 0) -> int:
         """Empty one segment, if there is one to empty: how many bytes were read and written.
@@ -84,6 +90,9 @@ class Compaction:
     def _has_memory(self) -> bool:
         """For what a segment's rows take at the end; if not, the next write of rows asks for it."""
         return self._ssd.end + 2 * SEGMENT_BLOCKS <= self._ssd.segments.reserved
+
+    def _is_beyond(self, length: float) -> bool:
+        return self.excess > (length - TARGET) * len(self._ssd) / self._ssd.shape.rows
 
     def _choose(self, everything: bool, begin: int) -> int | None:
         ssd, segments = self._ssd, self._ssd.segments
