@@ -29,12 +29,16 @@ _FREED_AT_ONCE = 32
 class Compactor:
     """See the module's docstring.
 
-    ends: of a table, the ends of the cuts that are kept. bytes_per_second: read and written.
+    ends: of a table, the ends of the cuts that are kept. spare: bytes that copies may fill before
+    there is room again. bytes_per_second: read and written.
     """
 
-    def __init__(self, planner: Planner, ends: Ends, *, bytes_per_second: int) -> None:
+    def __init__(
+        self, planner: Planner, ends: Ends, spare: Callable[[], int], *, bytes_per_second: int
+    ) -> None:
         self._planner = planner
         self._ends = ends
+        self._spare = spare
         self._rate = bytes_per_second
         self._tables: list[Compaction] = []
         self._tiers: dict[str, SsdTier] = {}
@@ -71,15 +75,18 @@ class Compactor:
                 self._pauses -= 1
                 self._changed.notify_all()
 
-    def reclaim(self) -> bool:
-        """Free something now that can be freed now; whether there was anything."""
+    def reclaim(self, room: int) -> bool:
+        """Free something now that can be freed now; whether there was anything.
+
+        room: bytes that copies may fill before. Raises: DiskFullError.
+        """
         with self._working():
             if self._free():
                 return True
             for name, compaction in zip(self._tiers, self._tables, strict=True):
                 # Emptying what a cut names would only take more room, until that cut is given up.
                 newest = max(self._ends(name), default=0)
-                if compaction.step(everything=True, begin=newest):
+                if compaction.step(room, everything=True, begin=newest):
                     self._free()
                     return True
         return False
@@ -135,7 +142,9 @@ class Compactor:
         with self._working():
             if self._pauses:
                 return 0
-            return self._free() or next((n for c in self._tables if (n := c.step())), 0)
+            return self._free() or next(
+                (n for c in self._tables if (n := c.step(self._spare()))), 0
+            )
 
     def _free(self) -> int:
         """Free some segments: a number of bytes that stands for the work, 0 for none."""

@@ -75,6 +75,12 @@ class Space:
         if self._log.room() < need:
             self._make_room(need, f"a checkpoint of {show_size(need)}")
 
+    def spare(self) -> int:
+        """Bytes that compaction may fill: a checkpoint would still fit beside them."""
+        left = self._log.room()
+        most = self._most_reserved()
+        return left - (most if left > 2 * most else self._reserved())
+
     def report(self) -> dict[str, int | None]:
         """Bytes as JSON values: of the file, in use in it, and of the cap."""
         return {
@@ -88,7 +94,7 @@ class Space:
     def _make_room(self, size: int, what: str) -> None:
         self._log.wait()
         while self._log.room() < size:
-            if self._compactor.reclaim():
+            if self._compactor.reclaim(self._log.room()):
                 self._log.wait()
             elif len(self._checkpoints.steps) > 1:
                 given_up = self._checkpoints.give_up_older()
@@ -110,12 +116,7 @@ class Space:
 
     def _bytes_of(self, rows: Iterable[tuple[Stack, int]]) -> int:
         """Bytes that writing rows takes, a partly filled block each included."""
-        total = 0
-        for stack, count in rows:
-            shape = stack.table.shape
-            blocks = -(-count // shape.rows) + 1
-            total += int(_OVERHEAD * blocks * (shape.pages * 4096 + 8 * shape.rows))
-        return total
+        return sum(stack.table.shape.disk_bytes(count) for stack, count in rows)
 
     def _reserved(self) -> int:
         """What is kept for a checkpoint and for compaction to begin."""

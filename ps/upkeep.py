@@ -37,7 +37,10 @@ class Upkeep:
         self._steps = threading.RLock()
         self._stacks: Mapping[str, Stack] = {}
         self.compactor = Compactor(
-            planner, checkpoints.ends, bytes_per_second=settings.compact_bytes_per_second
+            planner,
+            checkpoints.ends,
+            lambda: self.space.spare(),
+            bytes_per_second=settings.compact_bytes_per_second,
         )
         self.space = Space(log, lambda: self._stacks, checkpoints, self.compactor)
         self._cutter: Cutter | None = None

@@ -35,6 +35,7 @@ _PAGE, _PAGE_HEADER = 4096, 16
 _HEADER = 16
 _MOST_PAGES = 16
 _WASTE = 1.25
+_OVERHEAD = 1.15
 
 Blocks = NDArray[Any]
 """(n,) records of `BlockShape.dtype`."""
@@ -78,6 +79,12 @@ class BlockShape:
     def bytes(self) -> int:
         """Bytes of a block."""
         return self.pages * _PAGE - _PAGE_HEADER
+
+    def disk_bytes(self, rows: int) -> int:
+        """Bytes that writing so many rows takes on the disk at most, a partly filled block and the
+        directory included."""
+        blocks = -(-rows // self.rows) + 1
+        return int(_OVERHEAD * blocks * (self.pages * _PAGE + 8 * self.rows))
 
     @property
     def place_bits(self) -> int:

@@ -79,14 +79,14 @@ class WriteBuffer:
         """Leave the rest of a partly filled block empty."""
         self._filled += -self._filled % self._shape.rows
 
-    def send(self) -> tuple[int, int]:
-        """Hand the blocks of the open buffer to the log: the first's number and how many.
+    def send(self) -> Positions:
+        """Hand the blocks of the open buffer to the log: (n,) int64, their numbers.
 
         Raises: DiskFullError; nothing has changed then.
         """
         first, count = self.first, self._filled // self._shape.rows
         if count == 0:
-            return first, 0
+            return np.empty(0, np.int64)
         self.collect()
         if not self._spare:
             oldest, blocks, _ = self._on_the_way[0]
@@ -98,7 +98,7 @@ class WriteBuffer:
         self._open = self._spare.pop()
         self.first, self._filled = first + count, 0
         self.bytes_sent += count * self._shape.pages * 4096
-        return first, count
+        return np.arange(first, first + count)
 
     def collect(self) -> None:
         """Take back the buffers that have reached the disk."""

@@ -104,10 +104,9 @@ class Segments:
         """The lowest block that there is no memory for."""
         return self._base + len(self._live) << SEGMENT_BITS
 
-    def add(self, first: int, count: int) -> None:
-        """Blocks ``first``, ``first + 1``, ... are there now; they must be reserved."""
-        segments = np.arange(first, first + count) >> SEGMENT_BITS
-        np.add.at(self._blocks, segments - self._base, np.uint8(1))
+    def add(self, numbers: Positions) -> None:
+        """Blocks of these numbers are there now, which were not; they must be reserved."""
+        np.add.at(self._blocks, (numbers >> SEGMENT_BITS) - self._base, np.uint8(1))
 
     def move(self, before: Positions, after: Positions) -> None:
         """Rows have other addresses: (U,) each, -1 for none."""

@@ -295,7 +295,7 @@ class SsdTier:
 
     def _send(self) -> None:
         """Hand what the open buffer has to the log."""
-        self.segments.add(*self._buffer.send())
+        self.segments.add(self._buffer.send())
         self.stats.bytes_written = self._buffer.bytes_sent
 
     # -- reading --------------------------------------------------------------------------------

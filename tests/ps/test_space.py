@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import numpy as np
@@ -45,3 +46,19 @@ def test_the_figures_are_of_the_file(tmp_path: Path) -> None:
         found = store.stats()["disk_bytes"]
         assert found["total"] == 12 << 20
         assert 5000 * 268 < found["used"] <= found["file"]
+
+
+@pytest.mark.filterwarnings("ignore:.*gave up the checkpoint:ResourceWarning")
+def test_compaction_leaves_room_for_a_checkpoint(tmp_path: Path) -> None:
+    with ps.open(tmp_path, [WIDE], ram="4MiB", disk="24MiB") as store:
+        rng, compactor = np.random.default_rng(0), store._upkeep.compactor
+        # No cut is made, so nothing that is emptied may go.
+        for _ in range(40):
+            keys = rng.permutation(30_000)[:2000]
+            with contextlib.suppress(DiskFullError):
+                store.write("ads", keys, np.full((2000, 64), 1.0))
+            with compactor.paused():
+                while compactor._tables[0].step(store._upkeep.space.spare(), everything=True):
+                    pass
+            assert store._upkeep.space.spare() >= 0
+        store.checkpoint(1)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from storage.address import ADDRESSES, ENTRY_BYTES, LEAST_BYTES, AddressIndex
 from storage.keys import BUCKETS, mix_keys, unmix, unmix_keys
+from storage.radix import newest
 
 LAST = 2**64 - 1
 
@@ -35,6 +36,7 @@ addresses = st.one_of(st.integers(0, ADDRESSES - 1), st.sampled_from([0, 2**32, 
 steps = st.lists(
     st.one_of(
         st.tuples(st.just("set"), st.lists(st.tuples(keys, addresses), max_size=30)),
+        st.tuples(st.just("load"), st.lists(st.tuples(keys, addresses), max_size=30)),
         st.tuples(st.just("erase"), st.lists(st.tuples(keys, addresses), max_size=20)),
     ),
     max_size=25,
@@ -47,7 +49,14 @@ def test_it_answers_as_a_dict_does(steps: list[tuple[str, list[tuple[int, int]]]
     index, model = AddressIndex(), {}
     for action, pairs in steps:
         named = np.array([key for key, _ in pairs], np.uint64)
-        if action == "set":
+        if action == "load":
+            pairs = list(dict(pairs).items())
+            named = np.array([key for key, _ in pairs], np.uint64)
+            mixed, places = newest(named, np.array([a for _, a in pairs], np.int64))
+            for key, had in zip(unmix_keys(mixed).tolist(), index.load(mixed, places), strict=True):
+                assert had == model.get(key, -1)
+            model |= dict(pairs)
+        elif action == "set":
             before = index.set(named, np.array([address for _, address in pairs], np.int64))
             for (key, address), had in zip(pairs, before.tolist(), strict=True):
                 assert had == model.get(key, -1)

@@ -32,6 +32,7 @@ from storage.rows import Keys, Positions
 from tests.storage.test_hierarchy import change, numbered, values_at
 from tests.storage.test_tier import LAST, as_keys, fresh, make_stack, ones, rows_of
 
+ROOM = 1 << 30
 UNIVERSE = np.concatenate((as_keys(0, LAST), numbered(1, 90)))
 chosen = st.lists(st.sampled_from(UNIVERSE.tolist()), unique=True, max_size=12)
 
@@ -140,7 +141,7 @@ class StackMachine(RuleBasedStateMachine):
 
     @rule()
     def empty_a_segment(self) -> None:
-        self.compaction.step(everything=True)
+        self.compaction.step(ROOM, everything=True)
 
     @rule()
     def free(self) -> None:

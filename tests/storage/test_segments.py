@@ -15,7 +15,7 @@ BITS = 3  # eight rows a block
 def segments_of(blocks: int) -> Segments:
     made = Segments(BITS)
     made.reserve(blocks)
-    made.add(0, blocks)
+    made.add(np.arange(0, 0 + blocks))
     return made
 
 
@@ -81,7 +81,7 @@ def test_memory_is_what_was_announced(ends: list[int]) -> None:
         made.reserve(end + more)
         assert before + bound >= made.bytes
         assert made.reserved >= end + more
-        made.add(end, more)
+        made.add(np.arange(end, end + more))
         end += more
     assert made.blocks == end
 
@@ -90,7 +90,7 @@ def test_what_is_gone_at_the_front_costs_no_memory_for_ever() -> None:
     made, most = Segments(BITS), 0
     for segment in range(20_000):
         made.reserve(64 * (segment + 1))
-        made.add(64 * segment, 64)
+        made.add(np.arange(64 * segment, 64 * segment + 64))
         made.move(np.array([-1]), at((64 * segment + 1, 1)))
         if segment >= 10:
             old = segment - 10
