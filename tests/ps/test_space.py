@@ -50,7 +50,7 @@ def test_the_figures_are_of_the_file(tmp_path: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore:.*gave up the checkpoint:ResourceWarning")
 def test_compaction_leaves_room_for_a_checkpoint(tmp_path: Path) -> None:
-    with ps.open(tmp_path, [WIDE], ram="4MiB", disk="24MiB") as store:
+    with ps.open(tmp_path, [WIDE], ram="4MiB", disk="14MiB") as store:
         rng, compactor = np.random.default_rng(0), store._upkeep.compactor
         # No cut is made, so nothing that is emptied may go.
         for _ in range(40):
