@@ -102,6 +102,25 @@ class Checkpoints:
         self._log.forget(self._without(number))
         return int(self._manifests.pop(number)["step"])
 
+    def copy(self, log: BlockLog, moved: Mapping[str, Mapping[int, int]]) -> None:
+        """Write cut and checkpoints to another log, whose blocks are there already.
+
+        moved: by table, where the ends of all cuts lie there. Raises: DiskFullError.
+        """
+
+        def there(cut: Cut) -> dict[str, Any]:
+            blocks = {table: moved[table][end] for table, end in cut.blocks.items()}
+            return Cut(blocks, cut.steps).describe()
+
+        for number in self._manifests:
+            for name in self._log.names(_state(number)):
+                log.commit({name: self._log.fact(name)})
+        manifests = {
+            _name(number): json.dumps(manifest | there(cut_from(manifest))).encode()
+            for number, manifest in self._manifests.items()
+        }
+        log.commit({**manifests, _CUT: json.dumps(there(self.cut)).encode()})
+
     def newest(self) -> tuple[int, Cut, dict[str, Any]] | None:
         """Step, cut and the caller's state of the newest checkpoint; None without one.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TextIO
@@ -18,6 +19,9 @@ from storage.errors import ConfigError, LockedError, MismatchError, StoreError
 
 FORMAT = 2
 """Version of the layout on disk; a newer one is refused."""
+
+BESIDE = "terrace.compact"
+"""Folder in that of a store where its new file is made; whatever lies there may be removed."""
 
 _FORMAT_FILE, _LOCK_FILE = "terrace.json", "terrace.lock"
 
@@ -38,6 +42,8 @@ class StoreDirectory:
             )
         self._made = False
         self._lock = self._take_lock()
+        # Left by a crash, perhaps with rows that were deleted.
+        shutil.rmtree(self.path / BESIDE, ignore_errors=True)
         try:
             self.tables = self._agree(tables)
         except BaseException:
@@ -131,13 +137,18 @@ def _write_synced(file: Path, content: dict[str, Any]) -> None:
             out.flush()
             os.fsync(out.fileno())
         beside.replace(file)
-        folder = os.open(file.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        sync_folder(file.parent)
     except OSError as error:
         raise _unwritable(file, error) from error
+
+
+def sync_folder(path: Path) -> None:
+    """Make the names in a folder durable."""
+    folder = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
 def _unwritable(path: Path, error: OSError) -> StoreError:

@@ -161,6 +161,12 @@ class BlockLog(Environment):
         for table in self.committed:
             self.truncate(table, ends.get(table, 0))
 
+    def first(self, table: str) -> int:
+        """The lowest committed block, or the next one when there is none."""
+        with self.transaction(self._blocks[table]) as txn:
+            cursor = txn.cursor()
+            return _block_of(cursor.key()) if cursor.first() else self.committed[table]
+
     def numbers(self, table: str, begin: int, end: int) -> NDArray[np.int64]:
         """The committed blocks from ``begin`` to below ``end``, ascending."""
         found = []
