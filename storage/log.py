@@ -18,8 +18,6 @@ import functools
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from concurrent.futures import wait as wait_for
 from pathlib import Path
 from typing import Any
 
@@ -40,14 +38,15 @@ from storage.block import (
 )
 from storage.environment import PAGE, Environment, translated
 from storage.errors import CorruptError, StoreError
+from storage.reader import Reader
 from storage.tombstones import Tombstones
 
 DEADLINE_SECONDS = 600.0
 """The longest that any call waits for the disk."""
-_READERS = 8
 _QUEUE = 4
+# Read transactions at once: the owner's, compaction's, and one to spare.
+_TRANSACTIONS = 3
 _TRUNCATE = 4096
-_FEW = 32
 # What one transaction reads of the directory, or frees.
 _RUNS, _SEGMENTS = 32, 32
 
@@ -65,7 +64,7 @@ class BlockLog(Environment):
 
     def __init__(self, path: Path, tables: Sequence[str], *, disk_bytes: int | None = None) -> None:
         super().__init__(
-            path, databases=3 * len(tables), disk_bytes=disk_bytes, transactions=_READERS + 2
+            path, databases=3 * len(tables), disk_bytes=disk_bytes, transactions=_TRANSACTIONS
         )
         try:
             self._blocks = {t: self.database(f"blocks/{t}") for t in tables}
@@ -79,7 +78,7 @@ class BlockLog(Environment):
         self._changed = threading.Condition()
         self._pending_bytes = 0
         self._failure: BaseException | None = None
-        self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="terrace-read")
+        self._reader = Reader(path, DEADLINE_SECONDS)
         self._writer = threading.Thread(target=self._write_all, name="terrace-write", daemon=True)
         self._writer.start()
 
@@ -111,23 +110,10 @@ class BlockLog(Environment):
     def read(self, table: str, numbers: NDArray[np.int64], out: Blocks) -> list[int]:
         """Read committed blocks, ascending, into ``out``: the indices of those that are damaged.
 
-        Uses several threads, since a page fault blocks only the thread that has it.
+        Raises: StoreError when the disk gives nothing for `DEADLINE_SECONDS`.
         """
-        self.ensure_open()
-        if len(numbers) <= _FEW:
-            return self._read_some(table, numbers, out, 0)
-        pieces = np.array_split(np.arange(len(numbers)), _READERS)
-        futures = [
-            self._readers.submit(
-                self._read_some, table, numbers[p], out[p[0] : p[-1] + 1], int(p[0])
-            )
-            for p in pieces
-        ]
-        # All of them, even if one fails: they write to ``out``, which the caller uses again.
-        if wait_for(futures, DEADLINE_SECONDS).not_done:
-            self._failure = self._stuck("gave")
-            raise self._failure
-        return [bad for future in futures for bad in future.result()]
+        with self.transaction() as txn:
+            return self._reader.read(txn, self._blocks[table], f"blocks/{table}", numbers, out)
 
     def directory(self, table: str) -> Iterator[Run]:
         """Runs of committed blocks, oldest first, none across the edge of a segment.
@@ -210,10 +196,10 @@ class BlockLog(Environment):
             self.closed = True
             self._changed.notify_all()
         self._writer.join(DEADLINE_SECONDS)
-        self._readers.shutdown()
+        self._reader.close()
         if self._writer.is_alive():
             # Closing the files under it would crash the process.
-            raise self._stuck("accepted")
+            raise self._stuck()
         super().close()
 
     # -- private --------------------------------------------------------------------------------
@@ -230,11 +216,11 @@ class BlockLog(Environment):
         )
         self._raise_failure()
         if not done:
-            raise self._stuck("accepted")
+            raise self._stuck()
 
-    def _stuck(self, verb: str) -> StoreError:
+    def _stuck(self) -> StoreError:
         return StoreError(
-            f"{self.path}: the disk {verb} nothing for {DEADLINE_SECONDS:.0f} s; the last "
+            f"{self.path}: the disk accepted nothing for {DEADLINE_SECONDS:.0f} s; the last "
             f"checkpoint is good; check the device"
         )
 
@@ -283,22 +269,6 @@ class BlockLog(Environment):
                     found.append(run_of(number, block))
                     there = cursor.next()
             yield from found
-
-    def _read_some(
-        self, table: str, numbers: NDArray[np.int64], out: Blocks, start: int
-    ) -> list[int]:
-        size, damaged = out.dtype.itemsize, []
-        target = out.view(np.uint8).reshape(len(out), size)
-        wanted = numbers.astype(np.uint64).tobytes()
-        with self.transaction(self._blocks[table]) as txn:
-            # A Python loop over blocks: 2 us each against 15-100 us for the device's random read.
-            for i, number in enumerate(numbers.tolist()):
-                block = txn.get(wanted[8 * i : 8 * i + 8])
-                if block is None or len(block) != size or not is_sound(block, number):
-                    damaged.append(start + i)
-                else:
-                    target[i] = np.frombuffer(block, np.uint8)
-        return damaged
 
     def _write_all(self) -> None:
         while True:
