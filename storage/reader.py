@@ -9,6 +9,7 @@ Threads: any may call `read`; the threads "terrace-read" are its own. Every wait
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
@@ -37,6 +38,11 @@ class Reader:
         # Reads are all over the file: what the system would read ahead is not wanted.
         os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_RANDOM)
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="terrace-read")
+        # All of them now: a read should not wait for threads to start.
+        started = threading.Barrier(THREADS + 1)
+        for _ in range(THREADS):
+            self._threads.submit(started.wait, deadline)
+        started.wait(deadline)
         self._roots: tuple[int, dict[str, int]] = (-1, {})
         self._failure: StoreError | None = None
 
@@ -73,10 +79,8 @@ class Reader:
         taken = np.zeros(1, np.int64)
 
         def work() -> None:
-            path, scratch = (
-                np.empty((DEPTH, PAGE // 2), np.uint16),
-                np.empty(out.dtype.itemsize + 16, np.uint8),
-            )
+            path = np.empty((DEPTH, PAGE // 2), np.uint16)
+            scratch = np.empty(out.dtype.itemsize + 16, np.uint8)
             fetch(self._fd, root, numbers, target, found, taken, _AT_ONCE, path, scratch)
 
         count = min(THREADS, -(-len(numbers) // _AT_ONCE))
