@@ -184,7 +184,8 @@ class Environment:
             return None
         if value[:4] != checksum(name.encode() + value[4:]):
             raise CorruptError(
-                f"{self.path}: expected fact {name!r} as written, got damage; restore a backup"
+                f"{self.path}: expected fact {name!r} as written, got damage; run terrace check "
+                f"--repair, or restore a backup"
             )
         return bytes(value[4:])
 

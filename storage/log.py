@@ -39,6 +39,7 @@ from storage.block import (
 from storage.environment import PAGE, Environment, translated
 from storage.errors import CorruptError, StoreError
 from storage.reader import Reader
+from storage.rows import Keys
 from storage.tombstones import Tombstones
 
 DEADLINE_SECONDS = 600.0
@@ -115,18 +116,19 @@ class BlockLog(Environment):
         with self.transaction() as txn:
             return self._reader.read(txn, self._blocks[table], f"blocks/{table}", numbers, out)
 
-    def directory(self, table: str) -> Iterator[Run]:
+    def directory(self, table: str, lost: list[int] | None = None) -> Iterator[Run]:
         """Runs of committed blocks, oldest first, none across the edge of a segment.
 
-        Raises: CorruptError when a run is damaged, and a block it is made again from is, too.
+        lost: takes the blocks that are damaged when their run is damaged, too; without it they
+        are a CorruptError.
         """
         expected = 0
         while runs := self._some_runs(table, expected):
             for run in runs:
-                yield from self._remade(table, expected, run[0])
+                yield from self._remade(table, expected, run[0], lost)
                 yield run
                 expected = run[0] + len(run[1])
-        yield from self._remade(table, expected, self.committed[table])
+        yield from self._remade(table, expected, self.committed[table], lost)
 
     def truncate(self, table: str, end: int) -> None:
         """Remove the blocks from ``end`` on, in bounded transactions. Nothing may be queued."""
@@ -164,6 +166,20 @@ class BlockLog(Environment):
                 found.append(number)
                 there = cursor.next()
         return np.array(found, np.int64)
+
+    def keys_of(self, table: str, number: int) -> Keys:
+        """The keys of one block, as the directory has them; none where that is damaged."""
+        with self.transaction(self._directories[table]) as txn:
+            cursor = txn.cursor()
+            there = cursor.set_range(_number(number))
+            if not there or _block_of(cursor.key()) > number:
+                there = cursor.prev() if there else cursor.last()
+            run = unpack_run(_block_of(cursor.key()), cursor.value()) if there else None
+            if run is None or not run[0] <= number < run[0] + len(run[1]):
+                return np.empty(0, np.uint64)
+            first, counts, keys = run
+            edges = np.append(0, np.cumsum(counts, dtype=np.int64))
+            return keys[edges[number - first] : edges[number - first + 1]].copy()
 
     def free(self, table: str, segments: Sequence[int], scratch: Blocks) -> None:
         """Remove all blocks of these segments, in bounded transactions. Nothing may need them.
@@ -248,7 +264,7 @@ class BlockLog(Environment):
                 there = cursor.next()
         return found
 
-    def _remade(self, table: str, begin: int, end: int) -> Iterator[Run]:
+    def _remade(self, table: str, begin: int, end: int, lost: list[int] | None) -> Iterator[Run]:
         """Runs of one block each, from the blocks ``begin`` up to ``end`` that are there."""
         while begin < end:
             found: list[Run] = []
@@ -261,13 +277,17 @@ class BlockLog(Environment):
                         begin = number
                         break
                     block = bytes(cursor.value())
-                    if not is_sound(block, number):
+                    there = cursor.next()
+                    if is_sound(block, number):
+                        found.append(run_of(number, block))
+                    elif lost is not None:
+                        lost.append(number)
+                    else:
                         raise CorruptError(
                             f"{self.path}: table {table!r}: expected a sound block {number}, but "
-                            f"it is damaged, and its keys in the directory, too; restore a backup"
+                            f"it is damaged, and its keys in the directory, too; "
+                            f"run terrace check --repair, or restore a backup"
                         )
-                    found.append(run_of(number, block))
-                    there = cursor.next()
             yield from found
 
     def _write_all(self) -> None:

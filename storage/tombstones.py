@@ -58,6 +58,17 @@ class Tombstones:
 
     def __iter__(self) -> Iterator[tuple[int, Keys]]:
         """(end, keys) of all, oldest first. Raises: CorruptError when one is damaged."""
+        for tombstone in self.each():
+            if tombstone is None:
+                raise CorruptError(
+                    f"{self._environment.path}: table {self._table!r}: expected a sound list of "
+                    f"deleted keys, but it is damaged; run terrace check --repair, or restore a "
+                    f"backup"
+                )
+            yield tombstone
+
+    def each(self) -> Iterator[tuple[int, Keys] | None]:
+        """(end, keys) of all, oldest first; None for one that is damaged."""
         sequence, there = 0, True
         while there:
             found: list[tuple[int, Keys] | None] = []
@@ -68,13 +79,7 @@ class Tombstones:
                     found.append(_read(cursor))
                     sequence = _sequence(cursor) + 1
                     there = cursor.next()
-            for tombstone in found:
-                if tombstone is None:
-                    raise CorruptError(
-                        f"{self._environment.path}: table {self._table!r}: expected a sound list "
-                        f"of deleted keys, but it is damaged; restore a backup"
-                    )
-                yield tombstone
+            yield from found
 
     def exhume(self, lowest: int) -> None:
         """Remove those that hide nothing any more: no block is lower than ``lowest``."""
