@@ -53,6 +53,27 @@ def translated(path: Path) -> Iterator[None]:
         raise StoreError(f"{path}: LMDB failed ({error}); check the disk and rights") from error
 
 
+def _make_whole(path: Path) -> None:
+    """Make the data file if there is none, all or nothing.
+
+    LMDB writes the first pages of a new file without a sync; a power cut that tears them leaves a
+    file that it does not take for one of its own.
+    """
+    file, beside = path / "data.mdb", path / "data.new"
+    if file.exists():
+        return
+    path.mkdir(exist_ok=True)
+    beside.unlink(missing_ok=True)
+    with lmdb.open(str(beside), subdir=False, lock=False) as env:
+        env.sync(force=True)
+    beside.replace(file)
+    folder = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
 class Environment:
     """See the module's docstring.
 
@@ -68,6 +89,7 @@ class Environment:
         self.disk_bytes = disk_bytes
         self.closed = False
         with translated(path):
+            _make_whole(path)
             self._env = lmdb.open(
                 str(path), map_size=(disk_bytes or _UNCAPPED) // PAGE * PAGE,
                 max_dbs=databases + 1, readahead=False, max_readers=_MOST_READERS,

@@ -46,7 +46,7 @@ def test_killed_at_any_instant_the_store_shows_a_prefix_of_the_steps(
         work.update(figures_at_the_end(said))
         stands_at_a_possible_step(tmp_path, durability, truth)
         truth.begin(truth.acknowledged + 2)
-    assert work["evicted"] and (cycles < 100 or work["moved"] and work["freed"]), work
+    assert work["evicted"] and (cycles < 100 or (work["moved"] and work["freed"])), work
 
 
 def live_and_die(forker: Forker, path: Path, life: Life, rng: np.random.Generator) -> list[Said]:

@@ -31,16 +31,20 @@ Acknowledge = Callable[[str, int, dict[str, int]], None]
 
 @dataclass(frozen=True)
 class Life:
-    """What one process does: steps from ``first`` on, as many as it lives for or ``steps``."""
+    """What one process does: steps from ``first`` on, as many as it lives for or ``steps``.
+
+    sync: False is LMDB without, for a recorded life that has to lose something.
+    """
 
     first: int
     durability: str
     steps: int = 1 << 30
     interval_seconds: float = 1.0
+    sync: bool = True
 
 
 def live(path: str | Path, life: Life, acknowledge: Acknowledge) -> None:
-    """Open the store and do the steps, acknowledging each when it is over."""
+    """Open the store and do the steps, acknowledging each; make no cut at the end."""
     with ps.open(
         path, [ADS], ram=RAM, threads=1, durability=life.durability,
         interval_seconds=life.interval_seconds, compact="10GiB",
@@ -54,6 +58,7 @@ def live(path: str | Path, life: Life, acknowledge: Acknowledge) -> None:
             if makes_checkpoint(step):
                 store.checkpoint(step, {"step": step})
                 acknowledge("checkpoint", step, {})
+        store.abandon()  # `close` would make a cut of everything
 
 
 def perform(store: ps.Store, step: int) -> None:
