@@ -36,16 +36,15 @@ def forker() -> Iterator[Forker]:
 def test_killed_at_any_instant_the_store_shows_a_prefix_of_the_steps(
     tmp_path: Path, forker: Forker, durability: str, cycles: int
 ) -> None:
-    rng, truth, work = np.random.default_rng(cycles), Truth(), Counter[str]()
+    truth = Truth(Life(1, durability, interval_seconds=0.02))
+    rng, work = np.random.default_rng(cycles), Counter[str]()
     for _ in range(cycles):
-        said = live_and_die(
-            forker, tmp_path, Life(truth.first, durability, interval_seconds=0.02), rng
-        )
+        said = live_and_die(forker, tmp_path, truth.life, rng)
         for one in said:
             truth.heard(one["what"], one["step"])
         work.update(figures_at_the_end(said))
-        stands_at_a_possible_step(tmp_path, durability, truth)
-        truth.begin(truth.acknowledged + 2)
+        stands_at_a_possible_step(tmp_path, truth)
+        truth.next_life()
     assert work["evicted"] and (cycles < 100 or (work["moved"] and work["freed"])), work
 
 
@@ -68,15 +67,15 @@ def figures_at_the_end(said: list[Said]) -> dict[str, int]:
     return {name: last[name] for name in ("evicted", "moved", "freed") if name in last}
 
 
-def stands_at_a_possible_step(path: Path, durability: str, truth: Truth) -> None:
+def stands_at_a_possible_step(path: Path, truth: Truth) -> None:
     """The store opens, is sound, and shows what it may show; that is where the truth goes on."""
     with ps.open(path, [ADS], ram=RAM, threads=1) as store:
         assert store.check() == []
-        step = truth.settle(shown_by(store), truth.possible(durability))
+        step = truth.settle(shown_by(store), truth.possible())
         newest = max(store.checkpoints, default=0)
         assert newest in truth.checkpoints()
         truth.checkpoint = newest
-        if durability == "checkpoint" and newest:
-            assert newest == step or step < truth.first
+        if truth.life.durability == "checkpoint" and newest:
+            assert newest == step or step < truth.life.first
             assert store.resume() == (newest, {"step": newest})
             assert np.array_equal(shown_by(store), truth.base)

@@ -6,7 +6,6 @@ import bisect
 import shutil
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +24,7 @@ INTERVAL = 0.1
 SLACK = 0.4
 LIVES = {
     "strict": Life(1, "strict", steps=40),
-    "interval": Life(1, "interval", steps=150, interval_seconds=INTERVAL),
+    "interval": Life(1, "interval", 50, INTERVAL, checkpoint_every=500, seconds=1.0),
     "checkpoint": Life(1, "checkpoint", steps=60),
     "short": Life(1, "strict", steps=8),
     "unsynced": Life(1, "strict", steps=8, sync=False),
@@ -40,9 +39,14 @@ class Run:
         self.path, self.life = path, life
         self.records = read_journal(path.with_suffix(".journal"))
 
+    @property
+    def acknowledgements(self) -> list[int]:
+        """Places of the records that say that something is over."""
+        return [i for i, one in enumerate(self.records) if one.kind == MARKED]
+
     def heard(self, instant: int) -> tuple[Truth, int]:
         """What was acknowledged before a record, and the least step that must be there then."""
-        truth, begin = Truth(first=self.life.first), self.life.first - 1
+        truth, begin = Truth(self.life), self.life.first - 1
         steps, times = [begin], []
         for one in self.records[:instant]:
             if one.kind == MARKED:
@@ -69,9 +73,9 @@ class Run:
             spread(disk.after_cut(self.records[instant], rng), left)
             try:
                 truth, lowest = self.heard(instant)
-                survives(left, self.life, truth, lowest)
+                survives(left, truth, lowest)
                 if goes_on:
-                    lives_on(left, self.life, truth)
+                    lives_on(left, truth)
             except (AssertionError, TerraceError) as error:
                 error.add_note(f"{left}: cut at record {instant} of {len(self.records)}")
                 raise
@@ -85,31 +89,26 @@ def spread(files: dict[str, bytes], folder: Path) -> None:
         (folder / name.lstrip("/")).write_bytes(content)
 
 
-def survives(path: Path, life: Life, truth: Truth, lowest: int) -> None:
+def survives(path: Path, truth: Truth, lowest: int) -> None:
     """The store opens, is sound, and shows what it may show."""
     with ps.open(path, [ADS], ram=RAM, threads=1) as store:
         assert store.check() == []
-        possible = truth.possible(life.durability)
-        step = truth.settle(shown_by(store), [step for step in possible if step >= lowest])
+        possible = [step for step in truth.possible() if step >= lowest]
+        step = truth.settle(shown_by(store), possible)
         newest = max(store.checkpoints, default=0)
         assert newest in truth.checkpoints()
-        if life.durability == "checkpoint" and newest:
+        if truth.life.durability == "checkpoint" and newest:
             assert newest == step
             assert store.resume() == (newest, {"step": newest})
             assert np.array_equal(shown_by(store), truth.base)
 
 
-def lives_on(path: Path, life: Life, truth: Truth) -> None:
+def lives_on(path: Path, truth: Truth) -> None:
     """The store takes new steps, and is sound after them."""
-    truth.begin(truth.acknowledged + 2)
-    live(
-        path,
-        replace(life, first=truth.first, steps=4),
-        lambda what, step, _: truth.heard(what, step),
-    )
+    live(path, truth.next_life(steps=4, seconds=0.0), lambda what, step, _: truth.heard(what, step))
     with ps.open(path, [ADS], ram=RAM, threads=1) as store:
         assert store.check() == []
-        truth.settle(shown_by(store), truth.possible(life.durability))
+        truth.settle(shown_by(store), truth.possible())
 
 
 @pytest.fixture(scope="module")
@@ -130,17 +129,23 @@ def make_runs(folder: Path, library: Path) -> dict[str, Run]:
 
 @pytest.mark.parametrize("durability", ["strict", "interval", "checkpoint"])
 def test_what_was_promised_survives_a_power_cut(recorded: dict[str, Run], durability: str) -> None:
-    run, rng = recorded[durability], np.random.default_rng(0)
-    run.cut(sorted(rng.integers(0, len(run.records), 3).tolist()), rng)
+    cut_everywhere(recorded[durability], 3)
 
 
 @pytest.mark.stress
 def test_what_was_promised_survives_hundreds_of_power_cuts(tmp_path: Path, library: Path) -> None:
     for number in range(2):
-        runs, rng = make_runs(tmp_path / str(number), library), np.random.default_rng(number)
+        runs = make_runs(tmp_path / str(number), library)
         for durability in ("strict", "interval", "checkpoint"):
-            records = len(runs[durability].records)
-            runs[durability].cut(sorted(rng.integers(0, records, 40).tolist()), rng)
+            cut_everywhere(runs[durability], 20, seed=number)
+
+
+def cut_everywhere(run: Run, cuts: int, seed: int = 0) -> None:
+    """At any instant, and just after an acknowledgement when nothing unsynced is left."""
+    rng = np.random.default_rng(seed)
+    run.cut(sorted(rng.integers(0, len(run.records), cuts).tolist()), rng)
+    after = rng.choice(run.acknowledgements[1:], cuts, replace=False) + 1
+    run.cut(sorted(after.clip(max=len(run.records) - 1).tolist()), None)
 
 
 @pytest.mark.parametrize(
@@ -151,7 +156,7 @@ def test_a_power_cut_while_a_store_is_made_leaves_one_or_none(
 ) -> None:
     """At every call until it is open."""
     run = recorded["short"]
-    opened = next(i for i, one in enumerate(run.records) if one.kind == MARKED)
+    opened = run.acknowledgements[0]
     run.cut(np.repeat(np.arange(opened), cuts).tolist(), np.random.default_rng(1), goes_on=False)
 
 

@@ -8,8 +8,11 @@ does; some delete.
 
 from __future__ import annotations
 
+import functools
+import itertools
+import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +23,6 @@ import ps
 
 ADS = ps.Table("ads", dim=64, optimizer=ps.SGD(lr=1.0), init=ps.Constant(-1.0))
 ROWS, BATCH, RAM = 6000, 300, "1MiB"
-CHECKPOINT_EVERY = 6
 KEYS = np.arange(1, ROWS + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
 """(ROWS,) uint64: all keys that there may be."""
 Shown = NDArray[np.int64]
@@ -33,14 +35,21 @@ Acknowledge = Callable[[str, int, dict[str, int]], None]
 class Life:
     """What one process does: steps from ``first`` on, as many as it lives for or ``steps``.
 
-    sync: False is LMDB without, for a recorded life that has to lose something.
+    seconds: it goes on for as many at least. checkpoint_every: so many steps. sync: False is LMDB
+    without, for a recorded life that has to lose something.
     """
 
     first: int
     durability: str
     steps: int = 1 << 30
     interval_seconds: float = 1.0
+    checkpoint_every: int = 6
+    seconds: float = 0.0
     sync: bool = True
+
+    def makes_checkpoint(self, step: int) -> bool:
+        """Whether a checkpoint follows the step."""
+        return step % self.checkpoint_every == 0
 
 
 def live(path: str | Path, life: Life, acknowledge: Acknowledge) -> None:
@@ -52,10 +61,13 @@ def live(path: str | Path, life: Life, acknowledge: Acknowledge) -> None:
         acknowledge("open", life.first - 1, {})
         if life.durability == "checkpoint" and store.checkpoints:
             store.resume()
-        for step in range(life.first, life.first + life.steps):
+        end, since = life.first + life.steps, time.monotonic()
+        for step in itertools.count(life.first):
+            if step >= end and time.monotonic() - since >= life.seconds:
+                break
             perform(store, step)
             acknowledge("step", step, _figures(store))
-            if makes_checkpoint(step):
+            if life.makes_checkpoint(step):
                 store.checkpoint(step, {"step": step})
                 acknowledge("checkpoint", step, {})
         store.abandon()  # `close` would make a cut of everything
@@ -90,11 +102,7 @@ def deletes(step: int) -> bool:
     return step % 5 == 3
 
 
-def makes_checkpoint(step: int) -> bool:
-    """Whether a checkpoint follows the step."""
-    return step % CHECKPOINT_EVERY == 0
-
-
+@functools.cache
 def places_of(step: int) -> NDArray[np.int64]:
     """Places in `KEYS` of the rows that the step writes or deletes, without duplicates."""
     count = BATCH // 5 if deletes(step) else BATCH
@@ -121,19 +129,19 @@ def shown_by(store: ps.Store) -> Shown:
     return steps
 
 
-@dataclass
 class Truth:
-    """What a store may show after a crash.
+    """What a store may show after a crash of the process that lives this life on it.
 
     base: what it showed when the life began. acknowledged: the last step of which the process said
     that it was over, or the one before its first. checkpoint: the last one that is known to be
     there, of this life or an earlier one; 0 for none.
     """
 
-    base: Shown = field(default_factory=lambda: np.zeros(ROWS, np.int64))
-    first: int = 1
-    acknowledged: int = 0
-    checkpoint: int = 0
+    def __init__(self, life: Life) -> None:
+        self.life = life
+        self.base: Shown = np.zeros(ROWS, np.int64)
+        self.acknowledged = life.first - 1
+        self.checkpoint = 0
 
     def heard(self, what: str, step: int) -> None:
         """The process acknowledged this."""
@@ -142,22 +150,24 @@ class Truth:
         else:
             self.acknowledged = step
 
-    def begin(self, first: int) -> None:
-        """A new life; what came before `settle` was called is its base."""
-        self.first, self.acknowledged = first, first - 1
+    def next_life(self, **changes: Any) -> Life:
+        """Another one after the crash; what it may have done last is not done again."""
+        self.life = replace(self.life, first=self.acknowledged + 2, **changes)
+        self.acknowledged = self.life.first - 1
+        return self.life
 
     def checkpoints(self) -> set[int]:
         """What the newest checkpoint may be: the one under way may have happened."""
         last = self.acknowledged
-        under_way = last >= self.first and makes_checkpoint(last)
+        under_way = last >= self.life.first and self.life.makes_checkpoint(last)
         return {self.checkpoint, last} if under_way else {self.checkpoint}
 
-    def possible(self, durability: str) -> Sequence[int]:
-        """The steps after one of which the store may stand, for the process was killed."""
-        last, begin = self.acknowledged, self.first - 1
-        if durability == "strict":
+    def possible(self) -> Sequence[int]:
+        """The steps after one of which the store may stand."""
+        last, begin = self.acknowledged, self.life.first - 1
+        if self.life.durability == "strict":
             return [last, last + 1]
-        if durability == "interval":
+        if self.life.durability == "interval":
             return range(max(begin, self.checkpoint), last + 2)
         return sorted({max(begin, step) for step in self.checkpoints()})
 
@@ -168,8 +178,8 @@ class Truth:
         may have happened.
         """
         shown, last = self.base.copy(), self.acknowledged
-        for step in range(self.first - 1, max(possible) + 1):
-            if step >= self.first:
+        for step in range(self.life.first - 1, max(possible) + 1):
+            if step >= self.life.first:
                 places = places_of(step)
                 shown[places] = 0 if deletes(step) else step
             if step in possible:
@@ -185,9 +195,9 @@ class Truth:
         _, nearest = min(self.states(possible), key=lambda pair: int((pair[1] != shown).sum()))
         rows = np.flatnonzero(nearest != shown)
         raise AssertionError(
-            f"expected the state after one of {possible}, the last acknowledged being "
-            f"{self.acknowledged}; nearest differs in {len(rows)} rows, row {rows[0]} is of step "
-            f"{shown[rows[0]]}, expected {nearest[rows[0]]}"
+            f"expected the state after a step of {min(possible)} to {max(possible)}, the last "
+            f"acknowledged being {self.acknowledged}; nearest differs in {len(rows)} rows, row "
+            f"{rows[0]} is of step {shown[rows[0]]}, expected {nearest[rows[0]]}"
         )
 
 
