@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 from typing import Annotated
 
@@ -20,10 +21,16 @@ def check(directory: _Directory, ram: _Ram = "1GiB", json: _Json = None) -> int:
     """
     import ps
     from deploy.report import write_json
+    from ps.directory import StoreDirectory
+    from storage.pages import page_damage
 
-    with ps.open(directory, None, ram=ram) as store:
-        broken = store.check()
-        rows = {name: len(stack.ssd) for name, stack in store.stacks.items()}
+    rows: dict[str, int] = {}
+    with closing(StoreDirectory(directory, None)):
+        broken = page_damage(directory)
+    if not broken:  # or opening it could crash
+        with ps.open(directory, None, ram=ram) as store:
+            broken = store.check()
+            rows = {name: len(stack.ssd) for name, stack in store.stacks.items()}
     for line in broken:
         typer.echo(line)
     if not broken:
