@@ -129,7 +129,7 @@ def make_runs(folder: Path, library: Path) -> dict[str, Run]:
 
 @pytest.mark.parametrize("durability", ["strict", "interval", "checkpoint"])
 def test_what_was_promised_survives_a_power_cut(recorded: dict[str, Run], durability: str) -> None:
-    cut_everywhere(recorded[durability], 3)
+    cut_everywhere(recorded[durability], 2)
 
 
 @pytest.mark.stress
