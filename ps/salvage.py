@@ -18,10 +18,10 @@ from pathlib import Path
 
 from ps.checkpoint import Checkpoints, Cut, cut_from
 from ps.directory import StoreDirectory
-from storage.errors import CorruptError
 from storage.examine import examine
 from storage.log import BlockLog
 from storage.losses import Losses
+from storage.pages import page_damage
 from storage.reachable import Reachable
 
 _CUT = "cut"
@@ -44,10 +44,11 @@ def diagnose(
 ) -> Diagnosis:
     """Read everything and say what is damaged. RAM: 16 bytes a row, and 10 MiB. Changes nothing.
 
-    progress: called with the blocks read and all of them. Raises: LockedError; CorruptError when
-    the file itself is none of LMDB's any more.
+    progress: called with the blocks read and all of them. Raises: LockedError.
     """
     with closing(StoreDirectory(path, None)) as directory:
+        if broken := page_damage(directory.path):
+            return Diagnosis(broken, {}, 0)  # to read on could crash
         tables = {table.name: table.shape for table in directory.tables}
         with closing(BlockLog(directory.path, list(tables))) as log:
             broken = damaged_facts(log)
@@ -74,7 +75,7 @@ def diagnose(
 def damaged_facts(log: BlockLog) -> list[str]:
     """Lines about cuts and checkpoints that cannot be read."""
     lines = []
-    for name in _damaged(log):
+    for name in log.damaged_facts():
         number = _checkpoint_of(name)
         if name == _CUT:
             lines.append("the last cut is damaged: the newest checkpoint, or all, shows instead")
@@ -87,7 +88,7 @@ def damaged_facts(log: BlockLog) -> list[str]:
 
 def sound_cuts(log: BlockLog) -> Iterable[Cut]:
     """The last cut, if it can be read, and those of the checkpoints that can, newest first."""
-    damaged = _damaged(log)
+    damaged = log.damaged_facts()
     lost = {_checkpoint_of(name) for name in damaged}
     names = [] if _CUT in damaged else [_CUT]
     manifests = sorted(log.names("checkpoint/"), reverse=True)
@@ -100,7 +101,7 @@ def sound_cuts(log: BlockLog) -> Iterable[Cut]:
 def mend_facts(log: BlockLog) -> Checkpoints:
     """Forget facts that are damaged, so that what is left can be opened; the others stand."""
     cuts, all_of_it = list(sound_cuts(log)), _fallback(log)
-    damaged = _damaged(log)
+    damaged = log.damaged_facts()
     lost = {_checkpoint_of(name) for name in damaged} - {None}
     parts = [name for name in log.names("") if _checkpoint_of(name) in lost]
     log.forget([*damaged, *parts])
@@ -115,18 +116,7 @@ def _fallback(log: BlockLog) -> Cut:
     return Cut(dict(log.committed) if _CUT in log.names(_CUT) else {}, {})
 
 
-def _damaged(log: BlockLog) -> list[str]:
-    """Names of the facts that cannot be read."""
-    found = []
-    for name in log.names(""):
-        try:
-            log.fact(name)
-        except CorruptError:
-            found.append(name)
-    return found
-
-
 def _checkpoint_of(name: str) -> int | None:
     """The number of the checkpoint that a fact is a part of."""
-    kind, _, rest = name.partition("/")
-    return int(rest.split("/")[0]) if kind in ("checkpoint", "state") else None
+    kind, number, *_ = *name.split("/"), ""
+    return int(number) if kind in ("checkpoint", "state") and number.isdecimal() else None

@@ -20,8 +20,10 @@ from pathlib import Path
 from ps.checkpoint import Checkpoints
 from ps.directory import BESIDE, StoreDirectory, sync_folder
 from ps.salvage import damaged_facts, mend_facts
+from storage.errors import CorruptError
 from storage.log import BlockLog
 from storage.losses import Losses
+from storage.pages import page_damage
 from storage.reachable import Reachable
 from storage.rewrite import Rewrite
 
@@ -68,6 +70,8 @@ def repair(path: str | Path, progress: Progress = lambda done, total: None) -> S
 def _replace(path: str | Path, progress: Progress, *, repair: bool) -> ShrinkReport:
     with closing(StoreDirectory(path, None)) as directory:
         folder, beside = directory.path, directory.path / BESIDE
+        if broken := page_damage(folder):
+            raise CorruptError(broken[0])
         try:
             report = _rewrite(directory, beside, progress, repair=repair)
             (folder / _LMDB_LOCK).unlink(missing_ok=True)

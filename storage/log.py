@@ -64,9 +64,8 @@ class BlockLog(Environment):
     """
 
     def __init__(self, path: Path, tables: Sequence[str], *, disk_bytes: int | None = None) -> None:
-        super().__init__(
-            path, databases=3 * len(tables), disk_bytes=disk_bytes, transactions=_TRANSACTIONS
-        )
+        names = [f"{kind}/{table}" for table in tables for kind in ("blocks", "keys", "tombstones")]
+        super().__init__(path, databases=names, disk_bytes=disk_bytes, transactions=_TRANSACTIONS)
         try:
             self._blocks = {t: self.database(f"blocks/{t}") for t in tables}
             self._directories = {t: self.database(f"keys/{t}") for t in tables}
@@ -160,7 +159,7 @@ class BlockLog(Environment):
         found = []
         with self.transaction(self._blocks[table]) as txn:
             cursor = txn.cursor()
-            there = cursor.set_range(_number(begin))
+            there = self._seek(cursor, begin)
             # A Python loop over blocks, of one segment: 0.3 us each.
             while there and (number := _block_of(cursor.key())) < end:
                 found.append(number)
@@ -243,7 +242,21 @@ class BlockLog(Environment):
     def _remove(self, txn: Any, *, table: str, segments: Sequence[int]) -> None:
         for segment in segments:
             for database in (self._directories[table], self._blocks[table]):
-                _remove_segment(txn.cursor(database), segment)
+                cursor, end = txn.cursor(database), segment + 1 << SEGMENT_BITS
+                there = self._seek(cursor, segment << SEGMENT_BITS)
+                while there and _block_of(cursor.key()) < end:
+                    # Leads to the next entry.
+                    there = cursor.delete() and bool(cursor.key())
+
+    def _seek(self, cursor: Any, begin: int) -> bool:
+        """Go to block ``begin`` or the first one after it; whether there is one."""
+        there = bool(cursor.set_range(_number(begin)))
+        if there and _block_of(cursor.key()) < begin:
+            raise CorruptError(
+                f"{self.path}: expected block {begin} or a later one, got an earlier one: LMDB's "
+                f"pages are damaged; run terrace check, restore a backup"
+            )
+        return there
 
     def _end(self, table: str) -> int:
         """One more than the highest block number, and no less than a tombstone's."""
@@ -257,7 +270,7 @@ class BlockLog(Environment):
         found: list[Run] = []
         with self.transaction(self._directories[table]) as txn:
             cursor = txn.cursor()
-            there = cursor.set_range(_number(begin))
+            there = self._seek(cursor, begin)
             while there and len(found) < _RUNS:
                 run = unpack_run(_block_of(cursor.key()), cursor.value())
                 found += [] if run is None else [run]
@@ -270,7 +283,7 @@ class BlockLog(Environment):
             found: list[Run] = []
             with self.transaction(self._blocks[table]) as txn:
                 cursor = txn.cursor()
-                there = cursor.set_range(_number(begin))
+                there = self._seek(cursor, begin)
                 begin = end
                 while there and (number := _block_of(cursor.key())) < end:
                     if len(found) == _RUNS:
@@ -367,11 +380,3 @@ def _cut_back(cursor: Any, last: Callable[[bytes, bytes], int], end: int) -> boo
             return False
         cursor.delete()
     return True
-
-
-def _remove_segment(cursor: Any, segment: int) -> None:
-    end = segment + 1 << SEGMENT_BITS
-    there = cursor.set_range(_number(segment << SEGMENT_BITS))
-    while there and _block_of(cursor.key()) < end:
-        # Leads to the next entry.
-        there = cursor.delete() and bool(cursor.key())

@@ -76,7 +76,7 @@ class Tombstones:
                 cursor = txn.cursor()
                 there = cursor.set_range(_key(sequence))
                 while there and len(found) < _AT_ONCE:
-                    found.append(_read(cursor))
+                    found.append(_read(cursor) if _sequence(cursor) >= sequence else None)
                     sequence = _sequence(cursor) + 1
                     there = cursor.next()
             yield from found

@@ -10,6 +10,7 @@ import torch
 
 from ps.checkpoint import Checkpoints, Cut
 from ps.state import pack_state
+from storage.errors import CorruptError
 from storage.log import BlockLog
 
 
@@ -74,3 +75,23 @@ def test_the_older_of_two_can_be_given_up(log: BlockLog) -> None:
     for found in (checkpoints, Checkpoints(log)):
         assert found.steps == [2] and found.ends("ads") == [20, 20]
     assert len(log.names("state/")) == 1
+
+
+def test_a_cut_whose_name_is_damaged_is_not_taken_for_none(log: BlockLog) -> None:
+    Checkpoints(log).make_cut(cut_at(3))
+    with log.transaction(write=True) as txn:
+        value = txn.pop(b"cut", db=log._facts)
+        txn.put(b"cuu", value, db=log._facts)
+    with pytest.raises(CorruptError, match=r"damage in .*'cuu'"):
+        Checkpoints(log)
+
+
+def test_check_names_the_checkpoint_whose_state_is_damaged(log: BlockLog) -> None:
+    checkpoints = Checkpoints(log)
+    checkpoints.add(7, cut_at(3), *pack_state({"x": torch.ones(3)}))
+    assert checkpoints.check() == []
+    (name,) = log.names("state/")
+    with log.transaction(write=True) as txn:
+        txn.put(name.encode(), b"nonsense", db=log._facts)
+    (line,) = Checkpoints(log).check()
+    assert "step 7" in line
