@@ -50,3 +50,14 @@ def test_flipped_bit_is_found_with_table_and_rows(
     assert "ads" in out
     assert "rows" in out
     assert not json.loads((store / "r.json").read_text())["sound"]
+
+
+def test_damage_that_opening_would_trip_over_is_told_without(
+    store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = bytearray((store / "data.mdb").read_bytes())
+    for page in (0, 4096):
+        content[page + 128] ^= 8  # the root of LMDB's tree
+    (store / "data.mdb").write_bytes(bytes(content))
+    assert run(["check", str(store)]) == 1
+    assert "data.mdb: main DB" in capsys.readouterr().out
