@@ -68,3 +68,14 @@ def test_repair_keeps_what_is_whole(store: Path, capsys: pytest.CaptureFixture[s
     with ps.open(store, None, ram="4MiB") as opened:
         found = opened.read("ads", np.arange(5000))
     assert 0 < (found == np.float32(0.777)).all(axis=1).sum() < 5000
+
+
+def test_damage_that_opening_would_trip_over_is_told_without(
+    store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = bytearray((store / "data.mdb").read_bytes())
+    for page in (0, 4096):
+        content[page + 128] ^= 8  # the root of LMDB's tree
+    (store / "data.mdb").write_bytes(bytes(content))
+    assert run(["check", str(store)]) == 1
+    assert "data.mdb: main DB" in capsys.readouterr().out
