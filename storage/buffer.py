@@ -16,6 +16,7 @@ from storage.address import ADDRESSES
 from storage.block import Blocks, BlockShape
 from storage.errors import StoreError
 from storage.log import BlockLog
+from storage.places import Places
 from storage.rows import Keys, Positions
 
 # One buffer being filled, two on their way; another copy is pages of an open transaction.
@@ -25,12 +26,16 @@ COPIES = 4
 
 
 class WriteBuffer:
-    """See the module's docstring. blocks: of each buffer. ``first``: of the open one.
+    """See the module's docstring. blocks: of each buffer. places: takes the pages of those that
+    reach the disk. ``first``: of the open one.
 
     ``bytes_sent`` counts what the log was given.
     """
 
-    def __init__(self, table: str, shape: BlockShape, log: BlockLog, *, blocks: int) -> None:
+    def __init__(
+        self, table: str, shape: BlockShape, log: BlockLog, places: Places, *, blocks: int
+    ) -> None:
+        self._places = places
         self._table = table
         self._shape = shape
         self._log = log
@@ -104,12 +109,14 @@ class WriteBuffer:
         """Take back the buffers that have reached the disk."""
         committed = self._log.committed[self._table]
         while self._on_the_way and self._on_the_way[0][0] < committed:
-            _, blocks, buffer = self._on_the_way.pop(0)
+            first, blocks, buffer = self._on_the_way.pop(0)
+            self._log.locate(self._table, first, first + len(blocks), self._places)
             blocks[:] = np.zeros(1, self._shape.dtype)
             self._spare.append(buffer)
 
-    def restart(self) -> None:
+    def restart(self, places: Places) -> None:
         """Forget the open buffer and go on after what is on the disk; nothing may be on its way."""
+        self._places = places
         assert not self._on_the_way, "started anew while blocks were on their way"
         self._filled = 0
         self._open[:] = np.zeros(1, self._shape.dtype)
@@ -120,8 +127,14 @@ class WriteBuffer:
         waiting = [(first, blocks) for first, blocks, _ in self._on_the_way]
         waiting.append((self.first, self._open))
         on_disk = int(np.searchsorted(numbers, waiting[0][0]))
-        damaged = self._log.read(self._table, numbers[:on_disk], out[:on_disk]) if on_disk else []
+        damaged = self._read_log(numbers[:on_disk], out[:on_disk]) if on_disk else []
         for first, blocks in waiting:
             begin, end = np.searchsorted(numbers, (first, first + len(blocks)))
             out[begin:end] = blocks[numbers[begin:end] - first]
+        return damaged
+
+    def _read_log(self, numbers: Positions, out: Blocks) -> list[int]:
+        pages = self._places.of(numbers)
+        damaged = self._log.read(self._table, numbers, out, pages)
+        self._places.note(numbers, pages)
         return damaged

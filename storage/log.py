@@ -38,6 +38,7 @@ from storage.block import (
 )
 from storage.environment import PAGE, Environment, translated
 from storage.errors import CorruptError, StoreError
+from storage.places import Places
 from storage.reader import Reader
 from storage.rows import Keys
 from storage.tombstones import Tombstones
@@ -107,13 +108,28 @@ class BlockLog(Environment):
         with self._changed:
             self._wait(lambda: self.committed[table] >= block if table else not self._pending_bytes)
 
-    def read(self, table: str, numbers: NDArray[np.int64], out: Blocks) -> list[int]:
+    def read(
+        self,
+        table: str,
+        numbers: NDArray[np.int64],
+        out: Blocks,
+        places: NDArray[np.uint32] | None = None,
+    ) -> list[int]:
         """Read committed blocks, ascending, into ``out``: the indices of those that are damaged.
 
-        Raises: StoreError when the disk gives nothing for `DEADLINE_SECONDS`.
+        places: (n,) of `Places.of`; what was looked up is added. Raises: StoreError when the disk
+        gives nothing for `DEADLINE_SECONDS`.
         """
+        if places is None:
+            places = np.zeros(len(numbers), np.uint32)
+        name = f"blocks/{table}"
         with self.transaction() as txn:
-            return self._reader.read(txn, self._blocks[table], f"blocks/{table}", numbers, out)
+            return self._reader.read(txn, self._blocks[table], name, numbers, out, places)
+
+    def locate(self, table: str, begin: int, end: int, places: Places) -> None:
+        """Note on which pages the committed blocks from ``begin`` to below ``end`` lie."""
+        with self.transaction() as txn:
+            self._reader.locate(txn, f"blocks/{table}", begin, end, places.bases)
 
     def directory(self, table: str, lost: list[int] | None = None) -> Iterator[Run]:
         """Runs of committed blocks, oldest first, none across the edge of a segment.

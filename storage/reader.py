@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from storage.block import Blocks, is_sound
 from storage.checksum import checksums
 from storage.errors import StoreError
-from storage.tree import DEPTH, PAGE, fetch, roots
+from storage.tree import DEPTH, PAGE, fetch, locate, roots
 
 THREADS = 32
 """Reads that are under way at once, at most."""
@@ -47,23 +47,33 @@ class Reader:
         self._failure: StoreError | None = None
 
     def read(
-        self, transaction: Any, database: Any, name: str, numbers: NDArray[np.int64], out: Blocks
+        self,
+        transaction: Any,
+        database: Any,
+        name: str,
+        numbers: NDArray[np.int64],
+        out: Blocks,
+        places: NDArray[np.uint32],
     ) -> list[int]:
         """Read blocks, ascending, into ``out``: the indices of those that are damaged.
 
-        transaction: an open one, which holds the snapshot. database: of this name, in it. Raises:
+        transaction: an open one, which holds the snapshot. database: of this name, in it. places:
+        the page of each where that is known, else 0; set where it was looked up. Raises:
         StoreError when the disk gives nothing within the deadline, and from then on.
         """
         if self._failure is not None:
             raise self._failure
-        number = transaction.id()
-        if self._roots[0] != number:
-            self._roots = (number, roots(self._fd, number))
-        root = self._roots[1].get(name, 0)
         missing: Sequence[int] = range(len(numbers))
-        if root > 0:
-            missing = self._fetch(root, numbers, out)
+        if (root := self._root(transaction, name)) > 0:
+            missing = self._fetch(root, numbers, out, places)
         return [i for i in missing if not _get(transaction, database, int(numbers[i]), out, i)]
+
+    def locate(
+        self, transaction: Any, name: str, begin: int, end: int, bases: NDArray[np.uint64]
+    ) -> None:
+        """Note on which pages blocks lie: see `storage.tree.locate`."""
+        if (root := self._root(transaction, name)) > 0:
+            locate(self._fd, root, begin, end, bases, np.empty((DEPTH, PAGE // 2), np.uint16))
 
     def close(self) -> None:
         """Join the threads and close the file. Twice is fine."""
@@ -72,7 +82,16 @@ class Reader:
             os.close(self._fd)
             self._fd = -1
 
-    def _fetch(self, root: int, numbers: NDArray[np.int64], out: Blocks) -> list[int]:
+    def _root(self, transaction: Any, name: str) -> int:
+        """The root of a database's tree in this snapshot; below 1 when there is none to walk."""
+        number, found = transaction.id(), self._roots
+        if found[0] != number:
+            found = self._roots = (number, roots(self._fd, number))
+        return found[1].get(name, 0)
+
+    def _fetch(
+        self, root: int, numbers: NDArray[np.int64], out: Blocks, places: NDArray[np.uint32]
+    ) -> list[int]:
         """Read what the tree has: the indices of the others."""
         target = out.view(np.uint8).reshape(len(out), out.dtype.itemsize)
         found = np.zeros(len(numbers), np.bool_)
@@ -81,7 +100,7 @@ class Reader:
         def work() -> None:
             path = np.empty((DEPTH, PAGE // 2), np.uint16)
             scratch = np.empty(out.dtype.itemsize + 16, np.uint8)
-            fetch(self._fd, root, numbers, target, found, taken, _AT_ONCE, path, scratch)
+            fetch(self._fd, root, numbers, places, target, found, taken, _AT_ONCE, path, scratch)
 
         count = min(THREADS, -(-len(numbers) // _AT_ONCE))
         futures = [self._threads.submit(work) for _ in range(count)]

@@ -67,7 +67,8 @@ class Recovery:
         self, log: BlockLog, table: str, place_bits: int, losses: Losses | None = None
     ) -> None:
         self._losses = losses
-        self.index, self.segments = AddressIndex(), Segments(place_bits)
+        self.index = AddressIndex()
+        self.segments = Segments(place_bits, log.first(table))
         self._log, self._table, self._bits = log, table, place_bits
         self._runs: list[Run] = []
         self._waiting = 0
@@ -146,4 +147,5 @@ def recover(log: BlockLog, table: str, place_bits: int) -> tuple[AddressIndex, S
     recovery = Recovery(log, table, place_bits)
     for _ in recovery.run():
         pass
+    log.locate(table, 0, log.committed[table], recovery.segments.places)
     return recovery.index, recovery.segments

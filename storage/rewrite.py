@@ -19,6 +19,7 @@ from storage.errors import CorruptError
 from storage.examine import note_damaged
 from storage.log import BlockLog
 from storage.losses import Losses
+from storage.places import Places
 from storage.reachable import Reachable
 from storage.rows import Positions
 
@@ -33,7 +34,7 @@ class Rewrite:
         self._source, self._table, self._shape = source, table, shape
         count = max(1, BUFFER_BYTES // shape.bytes)
         self._blocks = np.zeros(count, shape.dtype)
-        self._target, self._out = target, WriteBuffer(table, shape, target, blocks=count)
+        self._target, self._out = target, WriteBuffer(table, shape, target, Places(), blocks=count)
 
     def run(
         self,

@@ -26,6 +26,7 @@ import numba as nb
 import numpy as np
 
 from storage.block import SEGMENT_BITS
+from storage.places import Places
 from storage.rows import Positions
 
 _FIRST = 1024
@@ -47,15 +48,17 @@ def _move(live: Any, base: Any, shift: Any, before: Any, after: Any) -> None:
 
 class Segments:
     """See the module's docstring. place_bits: bits of an address that tell rows of a block apart.
+    begin: no block is lower.
 
     Arrays by segment number, from ``_base`` on: live rows, blocks (0: it is not there), and
     ``copies`` (-1: not emptied, -2: not to be emptied). They grow in `reserve` only, so that a
-    budget can be asked first.
+    budget can be asked first. ``places``: where on the disk their blocks lie.
     """
 
-    def __init__(self, place_bits: int) -> None:
+    def __init__(self, place_bits: int, begin: int = 0) -> None:
         self._shift = place_bits + SEGMENT_BITS
-        self._base = 0
+        self.places = Places()
+        self._base = begin >> SEGMENT_BITS
         self._live = np.zeros(_FIRST, np.int32)
         self._blocks = np.zeros(_FIRST, np.uint8)
         self._copies = np.full(_FIRST, _LIVING, np.int64)
@@ -63,7 +66,7 @@ class Segments:
     @property
     def bytes(self) -> int:
         """RAM held."""
-        return len(self._live) * _BYTES
+        return len(self._live) * _BYTES + self.places.bytes
 
     @property
     def blocks(self) -> int:
@@ -89,10 +92,12 @@ class Segments:
     def growth_bound(self, end: int) -> int:
         """Bytes that `reserve` of blocks below ``end`` adds, a copy of one array included."""
         have, need = len(self._live), self._needed(end)
-        return 0 if need <= have else _BYTES * (need - have) + 8 * have
+        more = 0 if need <= have else _BYTES * (need - have) + 8 * have
+        return more + self.places.growth_bound(self._base << SEGMENT_BITS, end)
 
     def reserve(self, end: int) -> None:
         """Take memory for the segments of all blocks below ``end``."""
+        self.places.reserve(self._base << SEGMENT_BITS, end)
         have = len(self._live)
         if (more := self._needed(end) - have) > 0:
             self._live = np.concatenate((self._live, np.zeros(more, np.int32)))
@@ -167,6 +172,7 @@ class Segments:
         there = np.flatnonzero(self._blocks)
         # What is gone at the front costs no memory once it is half of all.
         gone = int(there[0]) if len(there) else 0
+        self.places.release(self._base + gone << SEGMENT_BITS)
         if gone > max(_FIRST, len(self._blocks) // 2):
             self._base += gone
             self._live = self._live[gone:].copy()

@@ -49,8 +49,8 @@ class SsdTier:
         self._log = log
         self._per_buffer = max(1, buffer_bytes // shape.bytes)
         self._staging = np.zeros(self._per_buffer, shape.dtype)
-        self._buffer = WriteBuffer(table, shape, log, blocks=self._per_buffer)
         self._index, self.segments = recover(log, table, shape.place_bits)
+        self._buffer = WriteBuffer(table, shape, log, self.segments.places, blocks=self._per_buffer)
 
     def __len__(self) -> int:
         return len(self._index)
@@ -90,7 +90,9 @@ class SsdTier:
             "write_amplification": (
                 1 + stats.rows_moved / stats.rows_written if stats.rows_written else 0.0
             ),
-            "index_bytes_per_row": self._index.bytes / rows if rows else 0.0,
+            "index_bytes_per_row": (self._index.bytes + self.segments.bytes) / rows
+            if rows
+            else 0.0,
         }
 
     def growth_bound(self, rows: int) -> int:
@@ -219,9 +221,9 @@ class SsdTier:
         self._log.wait()
         self._buffer.collect()
         self._log.truncate(self.table, end)
-        self._buffer.restart()
         self._index = AddressIndex()  # the old one goes before the new one comes
         self._index, self.segments = recover(self._log, self.table, self.shape.place_bits)
+        self._buffer.restart(self.segments.places)
 
     # -- compaction (see `storage.compaction`) ---------------------------------------------------
 

@@ -26,6 +26,8 @@ from numba import types
 from numba.extending import intrinsic
 
 PAGE = 4096
+CHUNK_BITS = 12
+"""Bits of a block number that tell the blocks of a chunk of pages apart (`storage.places`)."""
 DEPTH = 12
 """Levels that are walked at most; 12 are more pages than there are numbers for."""
 _HEADER, _MAGIC, _FORMAT = 16, 0xBEEFC0DE, 1
@@ -36,6 +38,16 @@ _MOST_PAGES = 1 << 16
 _pread = types.ExternalFunction(
     "pread", types.intp(types.intc, types.uintp, types.uintp, types.int64)
 )
+
+
+@intrinsic
+def _pointer(typingctx: Any, address: Any) -> Any:
+    """A numba pointer from an integer address, for `nb.carray`."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.inttoptr(args[0], context.get_value_type(signature.return_type))
+
+    return types.voidptr(types.uint64), codegen
 
 
 @intrinsic
@@ -121,31 +133,96 @@ def _descend(fd: Any, root: Any, key: Any, path: Any, held: Any) -> Any:
 
 
 @nb.njit(nogil=True, cache=True)
+def _bring(fd: Any, page: Any, number: Any, out: Any, scratch: Any) -> Any:
+    """Read the value that begins on a page; whether it is one, of that size and that number."""
+    size = out.shape[0]
+    if _pread(fd, scratch.ctypes.data, size + _HEADER, page * PAGE) != size + _HEADER:
+        return False
+    out[:] = scratch[_HEADER:]
+    pages = scratch.view(np.uint16)
+    # Behind the header of the page come four words of a block, then its number.
+    return pages[5] & _OVERFLOW != 0 and _wide(pages, _HEADER + 8) == np.uint64(number)
+
+
+@nb.njit(nogil=True, cache=True)
 def fetch(
-    fd: Any, root: Any, numbers: Any, out: Any, found: Any, taken: Any, at_once: Any,
+    fd: Any, root: Any, numbers: Any, places: Any, out: Any, found: Any, taken: Any, at_once: Any,
     path: Any, scratch: Any,
 ) -> None:  # fmt: skip
-    """Read values of one tree: several threads may share the work.
+    """Read blocks of one tree: several threads may share the work.
 
-    numbers: (n,) int64 ascending keys. out: (n, size) uint8, for values of that size. found: (n,)
-    bool, set where the tree has such a value. taken: (1,) int64, how many some thread has taken so
-    far; each takes ``at_once``. path: (DEPTH, 2048) uint16 and scratch: (size + 16,) uint8, of this
-    thread alone.
+    numbers: (n,) int64 ascending. places: (n,) uint32, the page of each where that is known, else
+    0; set where it was looked up. out: (n, size) uint8, for blocks of that size. found: (n,) bool,
+    set where there is such a block. taken: (1,) int64, how many some thread has taken so far; each
+    takes ``at_once``. path: (DEPTH, 2048) uint16 and scratch: (size + 16,) uint8, of this thread
+    alone.
     """
     held = np.full(DEPTH, -1, np.int64)
-    size = out.shape[1]
-    pages = scratch.view(np.uint16)
     while True:
         start = _take(np.uint64(taken.ctypes.data), at_once)
         if start >= numbers.shape[0]:
             return
         for i in range(start, min(start + at_once, numbers.shape[0])):
-            page, length = _descend(fd, root, np.uint64(numbers[i]), path, held)
-            if page == 0 or length != size:
+            if places[i] != 0 and _bring(fd, np.int64(places[i]), numbers[i], out[i], scratch):
+                found[i] = True
                 continue
-            if _pread(fd, scratch.ctypes.data, size + _HEADER, page * PAGE) == size + _HEADER:
-                found[i] = pages[5] & _OVERFLOW != 0
-                out[i] = scratch[_HEADER:]
+            page, length = _descend(fd, root, np.uint64(numbers[i]), path, held)
+            if page != 0 and length == out.shape[1]:
+                found[i] = _bring(fd, page, numbers[i], out[i], scratch)
+                places[i] = page if page < 1 << 32 else 0
+
+
+@nb.njit(nogil=True, cache=True)
+def chunk_at(base: Any) -> Any:
+    """The pages of a chunk of block numbers, at an integer address."""
+    return nb.carray(_pointer(base), 1 << CHUNK_BITS, np.uint32)
+
+
+@nb.njit(nogil=True, cache=True)
+def locate(fd: Any, root: Any, begin: Any, end: Any, bases: Any, path: Any) -> None:
+    """Note on which pages the blocks from ``begin`` to below ``end`` lie, as far as a tree says.
+
+    bases: (c,) uint64, addresses of chunks of pages, 0 for none. path: as in `fetch`.
+    """
+    at = np.zeros(DEPTH, np.int64)
+    level = 0
+    if _pread(fd, path[0].ctypes.data, PAGE, root * PAGE) != PAGE:
+        return
+    while level >= 0:
+        page = path[level]
+        nodes = min(np.int64(page[6]) - _HEADER >> 1, (PAGE - _HEADER) // 10)
+        if at[level] >= nodes:
+            level -= 1
+            continue
+        i = at[level]
+        at[level] += 1
+        if page[5] & _BRANCH:
+            after = _node(page, i + 1, 16) if i + 1 < nodes else 0
+            place = _node(page, i, 8)
+            if place == 0 or level + 1 == DEPTH:
+                return
+            if after and _wide(page, after + 8) <= np.uint64(begin):
+                continue  # all of that child is lower
+            if i and _wide(page, place + 8) >= np.uint64(end):
+                return
+            low = np.int64(page[place >> 1]) | np.int64(page[(place >> 1) + 1]) << 16
+            number = low | np.int64(page[(place >> 1) + 2]) << 32
+            level += 1
+            at[level] = 0
+            if _pread(fd, path[level].ctypes.data, PAGE, number * PAGE) != PAGE:
+                return
+        elif page[5] & _LEAF:
+            place = _node(page, i, 24)
+            if place and page[(place >> 1) + 2] & _BIG:
+                key, where = _wide(page, place + 8), _wide(page, place + 16)
+                if key >= np.uint64(end):
+                    return
+                chunk = np.int64(key >> np.uint64(CHUNK_BITS))
+                is_kept = chunk < bases.shape[0] and bases[chunk] != 0
+                if key >= np.uint64(begin) and is_kept and where < np.uint64(1 << 32):
+                    chunk_at(bases[chunk])[key & np.uint64((1 << CHUNK_BITS) - 1)] = where
+        else:
+            return
 
 
 def roots(fd: int, transaction: int) -> dict[str, int]:

@@ -9,6 +9,7 @@ import numpy as np
 
 from storage.buffer import WriteBuffer
 from storage.log import BlockLog
+from storage.places import Places
 from tests.storage.test_tier import shape_of
 
 SHAPE = shape_of()
@@ -31,7 +32,7 @@ def keys_at(buffer: WriteBuffer, addresses: np.ndarray) -> list[int]:
 
 def test_rows_keep_their_addresses_on_all_their_way(tmp_path: Path) -> None:
     with closing(BlockLog(tmp_path, ["t"])) as log:
-        buffer = WriteBuffer("t", SHAPE, log, blocks=2)
+        buffer = WriteBuffer("t", SHAPE, log, Places(), blocks=2)
         addresses = np.empty(0, np.int64)
         for first in range(0, 20 * SHAPE.rows, SHAPE.rows):
             addresses = np.concatenate((addresses, fill(buffer, first, SHAPE.rows)))
@@ -46,7 +47,7 @@ def test_rows_keep_their_addresses_on_all_their_way(tmp_path: Path) -> None:
 
 def test_a_block_that_is_ended_takes_no_more_rows(tmp_path: Path) -> None:
     with closing(BlockLog(tmp_path, ["t"])) as log:
-        buffer = WriteBuffer("t", SHAPE, log, blocks=4)
+        buffer = WriteBuffer("t", SHAPE, log, Places(), blocks=4)
         fill(buffer, 0, 3)
         buffer.end_block()
         buffer.end_block()
@@ -57,4 +58,4 @@ def test_a_block_that_is_ended_takes_no_more_rows(tmp_path: Path) -> None:
 
 def test_an_empty_buffer_sends_nothing(tmp_path: Path) -> None:
     with closing(BlockLog(tmp_path, ["t"])) as log:
-        assert WriteBuffer("t", SHAPE, log, blocks=4).send().tolist() == []
+        assert WriteBuffer("t", SHAPE, log, Places(), blocks=4).send().tolist() == []

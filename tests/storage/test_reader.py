@@ -74,9 +74,10 @@ def test_a_value_that_the_walk_misreads_is_read_through_the_library(log: BlockLo
 def test_the_walk_finds_all_that_is_sound(log: BlockLog) -> None:
     read(log, np.arange(3))
     root = log._reader._roots[1]["blocks/t"]
-    assert log._reader._fetch(root, np.arange(BLOCKS + 2), np.zeros(BLOCKS + 2, SHAPE.dtype)) == [
-        BLOCKS, BLOCKS + 1,
-    ]  # fmt: skip
+    numbers = np.arange(BLOCKS + 2)
+    out, places = np.zeros(len(numbers), SHAPE.dtype), np.zeros(len(numbers), np.uint32)
+    assert log._reader._fetch(root, numbers, out, places) == [BLOCKS, BLOCKS + 1]
+    assert (places[:BLOCKS] > 0).all() and not places[BLOCKS:].any()
 
 
 def test_blocks_are_seen_once_they_are_committed(log: BlockLog) -> None:
