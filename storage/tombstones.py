@@ -2,8 +2,8 @@
 
 A tombstone names keys and the number of the next block when they were deleted: it hides every
 version of them in a lower block, whichever checkpoint one goes back to, and none in a later one. It
-goes when no block is left that it could hide anything in, but for the newest one: it may be all that
-is left of a log, and keeps the numbers below it, which a checkpoint names, from being used anew.
+goes when no block is left that it could hide anything in, but for the newest: it may be all that is
+left of a log, and keeps the numbers below it, which a checkpoint names, from being used anew.
 
 Threads: one owner.
 """
@@ -61,11 +61,7 @@ class Tombstones:
         """(end, keys) of all, oldest first. Raises: CorruptError when one is damaged."""
         for sequence, value in self.records():
             tombstone = unpack_tombstone(sequence, value)
-            if tombstone is None:
-                raise CorruptError(
-                    f"{self._environment.path}: table {self._table!r}: expected a sound list "
-                    f"of deleted keys, but it is damaged; restore a backup"
-                )
+            assert tombstone is not None
             yield tombstone
 
     def exhume(self, lowest: int) -> None:
@@ -81,7 +77,7 @@ class Tombstones:
     def records(self, begin: int = 0) -> Iterator[tuple[int, bytes]]:
         """Sequence number and bytes (a copy) of all from number ``begin`` on, oldest first.
 
-        The numbers only grow, and none is used twice.
+        The numbers only grow, and none is used twice. Raises: CorruptError.
         """
         there = True
         while there:
@@ -93,7 +89,13 @@ class Tombstones:
                     found.append((_sequence(cursor), bytes(cursor.value())))
                     begin = found[-1][0] + 1
                     there = cursor.next()
-            yield from found
+            for sequence, value in found:
+                if unpack_tombstone(sequence, value) is None:
+                    raise CorruptError(
+                        f"{self._environment.path}: table {self._table!r}: expected a sound list "
+                        f"of deleted keys, but it is damaged; restore a backup"
+                    )
+                yield sequence, value
 
     @property
     def span(self) -> tuple[int, int]:
