@@ -132,8 +132,10 @@ def dying(function: Callable[[], object]) -> None:
     """Call it in a child, which must die of SIGKILL in it."""
     child = os.fork()
     if child == 0:
-        function()
-        os._exit(0)
+        try:
+            function()
+        finally:
+            os._exit(1)  # an error must not go on in a second pytest
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
 
 
@@ -198,6 +200,7 @@ def test_a_row_deleted_after_the_checkpoint_is_deleted(source: Source, target: P
     back_up_slowly(source, target)
     before = source.digest
     with ps.open(source.path, None, ram="4MiB") as store:
+        source._write(store, ROWS)  # so that it is in a block that the checkpoint does not have
         store.delete("ads", np.arange(ROWS // 2))
     source.look()
     assert source.digest != before
@@ -211,8 +214,8 @@ def test_a_row_deleted_after_the_checkpoint_is_deleted(source: Source, target: P
 
 def test_looking_at_a_backup_does_not_hinder_the_next(source: Source, target: Path) -> None:
     with ps.open(source.path, None, ram="4MiB") as store, store._upkeep.compactor.paused():
-        for _ in range(4):
-            source._write(store, ROWS)  # so that there is much to compact
+        for _ in range(12):
+            source._write(store, 1000)  # so that there is much to compact
         source.step += 1
         store.checkpoint(source.step, {"step": 5, "layer": torch.full((3,), 5.0)})
     source.look()
@@ -475,6 +478,15 @@ def test_a_copy_that_went_on_by_itself_is_refused(source: Source, tmp_path: Path
     source.work(2)
     back_up_slowly(source, tmp_path / "b")
     source.expect_at(tmp_path / "b")
+
+
+def test_a_copy_made_while_the_store_was_open_is_refused(source: Source, target: Path) -> None:
+    with ps.open(source.path, None, ram="4MiB") as store:
+        source.checkpoint(store)
+        shutil.copytree(source.path, target.with_name("copy"))
+        source.checkpoint(store)
+    back_up_slowly(source, target)
+    refuse(Source(target.with_name("copy")), target, MismatchError, "older copy")
 
 
 def test_a_copy_that_deleted_other_rows_is_refused(source: Source, tmp_path: Path) -> None:
