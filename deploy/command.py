@@ -17,6 +17,7 @@ from typing import Any
 import typer
 
 from deploy.backup import backup
+from deploy.bench import command as benchmarks
 from deploy.compact import compact
 from deploy.inspect import check, stats
 from deploy.moving import export, import_
@@ -48,6 +49,13 @@ _COMMANDS: dict[str, Callable[..., int]] = {
 }  # fmt: skip
 for _name, _command in _COMMANDS.items():
     app.command(_name)(_exiting(_command))
+
+
+bench = typer.Typer(
+    help="How fast Terrace is here, beside the hardware and its peers.", no_args_is_help=True
+)
+bench.command("store")(_exiting(benchmarks.store))
+app.add_typer(bench, name="bench")
 
 
 def main() -> None:

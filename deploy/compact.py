@@ -24,7 +24,7 @@ def compact(
     from ps.shrink import shrink
     from storage.budget import show_size
 
-    with Meter("compacting", "blocks") as meter:
+    with Meter("compacting", "rows") as meter:
         report = shrink(directory, meter)
     before, after = show_size(report.bytes_before), show_size(report.bytes_after)
     typer.echo(f"{directory}: {before} -> {after}, {sum(report.rows.values()):,} versions of rows")

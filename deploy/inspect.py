@@ -12,24 +12,38 @@ _Json = Annotated[Path | None, typer.Option(help="Write the report here as one J
 _Ram = Annotated[str, typer.Option(help="RAM to work in, such as 1GiB.")]
 
 
-def check(directory: _Directory, ram: _Ram = "1GiB", json: _Json = None) -> int:
-    """Read every row of a store and verify checksums, index and counts.
+def check(
+    directory: _Directory,
+    repair: Annotated[bool, typer.Option(help="Keep what is whole, in a new file.")] = False,
+    json: _Json = None,
+) -> int:
+    """Read every block of a store and verify checksums; with --repair, keep all that is whole.
 
-    Exit code 1 when something is broken; each line says what, in which table, and how many rows it
-    costs. Example: terrace check run/demo
+    Exit code 1 when something is damaged; each line says what, in which table and block, and which
+    rows it costs. A repair keeps the damaged file as data.damaged.mdb; rows whose newest version
+    is lost show that of an older checkpoint, or start anew. Example: terrace check run/demo
     """
-    import ps
+    from deploy.progress import Meter
     from deploy.report import write_json
+    from ps.salvage import diagnose
+    from ps.shrink import repair as repair_store
 
-    with ps.open(directory, None, ram=ram) as store:
-        broken = store.check()
-        rows = {name: len(stack.ssd) for name, stack in store.stacks.items()}
-    for line in broken:
+    with Meter("checking", "blocks") as meter:
+        found = diagnose(directory, meter)
+    for line in found.broken:
         typer.echo(line)
-    if not broken:
-        typer.echo(f"{directory}: sound, {sum(rows.values()):,} rows in {len(rows)} table(s)")
-    write_json(json, {"sound": not broken, "broken": broken, "rows": rows})
-    return 1 if broken else 0
+    total = sum(found.rows.values())
+    if not found.broken:
+        typer.echo(f"{directory}: sound, {total:,} rows in {len(found.rows)} table(s)")
+    report = {"sound": not found.broken, "broken": found.broken, "rows": found.rows,
+              "lost_rows": found.lost, "repaired": False}  # fmt: skip
+    if found.broken and repair:
+        with Meter("repairing", "rows") as meter:
+            kept = repair_store(directory, meter)
+        typer.echo(f"{directory}: repaired: {sum(kept.rows.values()):,} versions of rows are whole")
+        report |= {"repaired": True, "rows": kept.rows}
+    write_json(json, report)
+    return 1 if found.broken and not repair else 0
 
 
 def stats(directory: _Directory, ram: _Ram = "1GiB", json: _Json = None) -> int:

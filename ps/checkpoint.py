@@ -18,9 +18,10 @@ from ps.lineage import FACT as LINEAGE
 from ps.lineage import Lineage
 from ps.state import unpack_state
 from storage.environment import Environment
+from storage.errors import CorruptError
 from storage.log import BlockLog
 
-_CUT = "cut"
+_CUT, _STATE = "cut", "state/"
 _KEPT = 2
 _PIECE = 1 << 24
 
@@ -52,6 +53,11 @@ class Checkpoints:
 
     def __init__(self, log: BlockLog) -> None:
         self._log = log
+        if damaged := [name for name in log.damaged_facts() if not name.startswith(_STATE)]:
+            raise CorruptError(
+                f"{log.path}: expected facts as written, got damage in {damaged}; run terrace "
+                f"check --repair, or restore a backup"
+            )
         self.lineage = Lineage(log)
         cut = log.fact(_CUT)
         self._cut = None if cut is None else cut_from(json.loads(cut))
@@ -170,6 +176,16 @@ class Checkpoints:
         state = unpack_state(manifest["state"], self._state(number))
         return int(manifest["step"]), cut_from(manifest), state
 
+    def check(self) -> list[str]:
+        """Of which kept checkpoints the state cannot be read, one line each."""
+        broken = []
+        for number, manifest in self._manifests.items():
+            try:
+                unpack_state(manifest["state"], self._state(number))
+            except CorruptError as error:
+                broken.append(f"checkpoint of step {manifest['step']}: {error}")
+        return broken
+
     def _numbers(self) -> list[int]:
         return [int(name.split("/")[1]) for name in self._log.names("checkpoint/")]
 
@@ -188,4 +204,4 @@ def _name(number: int) -> str:
 
 
 def _state(number: int) -> str:
-    return f"state/{number:012d}/"
+    return f"{_STATE}{number:012d}/"

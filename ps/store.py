@@ -311,7 +311,7 @@ class Store:
     def check(self) -> list[str]:
         """Read everything and verify every invariant: what is broken, one line each."""
         with self.planner:
-            return [line for s in self.stacks.values() for line in s.hierarchy.check()]
+            return self._upkeep.check()
 
     def close(self) -> None:
         """Make a cut of everything, then let go of memory, threads and files. Twice is fine.

@@ -23,6 +23,7 @@ from ps.space import Space
 from ps.stack import Stack
 from ps.state import pack_state
 from storage.log import BlockLog
+from storage.pages import page_damage
 
 
 class Upkeep:
@@ -32,6 +33,7 @@ class Upkeep:
         self, log: BlockLog, planner: Planner, checkpoints: Checkpoints, settings: Settings
     ) -> None:
         self.checkpoints = checkpoints
+        self._log = log
         self._planner = planner
         self._strict = settings.durability == "strict"
         self._steps = threading.RLock()
@@ -88,6 +90,14 @@ class Upkeep:
             self._flush()
             self.checkpoints.add(int(step), self._cut_here(), tree, tensors)
         self.compactor.wake()
+
+    def check(self) -> list[str]:
+        """What is broken, one line each; with the planner's lock, so that nobody writes."""
+        self._log.wait()
+        if broken := page_damage(self._log.path):
+            return broken  # to read on could crash
+        rows = [line for stack in self._stacks.values() for line in stack.hierarchy.check()]
+        return self.checkpoints.check() + rows
 
     def close(self) -> None:
         """Stop and join the threads. Without locks: they may wait for one. Twice is fine."""

@@ -7,11 +7,11 @@ a write-back needs no read to find out whose slot it has met. (The alternative, 
 tag and address, cannot be split when it grows without reading keys back from the disk, since the
 bits it would be split by are not in the slot.)
 
-A segment is a `storage.ring`, where a search stays short at a load of 0.9. A full segment alone is
-copied into a larger one: the whole index never exists twice. Its size depends on the number of
-entries only, so no choice of keys makes it larger. Loads after growth differ from segment to
-segment, 0.78 to 0.86, or all 4096 would grow at nearly the same moment, by a tenth of the index.
-It holds 14 bytes a row on average, 15.4 at most.
+A segment is a `storage.ring`, where a search stays short at a load of 0.9. Full segments are copied
+into larger ones, a few at a time: the whole index never exists twice. Its size depends on the
+number of entries only, so no choice of keys makes it larger. Loads after growth differ from
+segment to segment, 0.78 to 0.86, or all 4096 would grow at nearly the same moment, by a tenth of
+the index. It holds 14 bytes a row on average, 15.4 at most.
 
 An address is ``block << place_bits | place``, 44 bits: with 14 rows a block that is 2**40 blocks,
 4 PiB of writes over the life of a table.
@@ -29,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from storage.errors import StoreError
-from storage.keys import BUCKETS, bucket_of, mix, unmix_keys
+from storage.keys import BUCKETS, bucket_of, mix, mix_keys, unmix_keys
 from storage.ring import (
     EMPTY,
     REMAINDER,
@@ -62,7 +62,7 @@ _12, _52 = np.uint64(12), np.uint64(52)
 _NO_KEYS, _NO_ADDRESSES = np.empty(0, np.uint64), np.empty(0, np.int64)
 _ONE_EACH, _NO_EDGES = np.ones(BUCKETS, np.int64), np.zeros(BUCKETS + 1, np.int64)
 # Segments that grow at once when many do.
-_AT_ONCE = 32
+_AT_ONCE = 16
 
 
 @nb.njit(nogil=True, cache=True)
@@ -191,15 +191,15 @@ class AddressIndex:
 
         A segment with n entries that grows has ``(n + 1) / load`` slots afterwards, so each key
         costs at most ``1 / least load`` slots, beside what a segment near its end grows ahead. To
-        that comes a second copy of one segment, which exists while it grows, as large as keys make
-        it that were not chosen to meet there.
+        that come second copies of a few segments, which exist while they grow, as large as keys
+        make them that were not chosen to meet there.
         """
         least = np.where(self._capacities == 0, _FIRST_CAPACITY, 0)
         needed = self._counts / _load(np.arange(BUCKETS)) + 1 - self._capacities
         ahead = np.maximum(least, needed)
         slots = added / _LEAST_LOAD + min(float(ahead.sum()), added * float(ahead.max()))
         copied = 1.25 * int(self._capacities.max()) + added // (BUCKETS // 4) + _FIRST_CAPACITY
-        return int(SLOT_BYTES * (slots + copied)) + 1
+        return int(SLOT_BYTES * (slots + _AT_ONCE * copied)) + 1
 
     def find(self, keys: Keys) -> Positions:
         """(U,) int64 addresses, -1 for keys that are not here."""
@@ -219,7 +219,7 @@ class AddressIndex:
             done = _set(*tables, keys, addresses, before, done)
             if done == len(keys):
                 return before
-            self._grow(np.array([bucket_of(np.uint64(mix(keys[done])))], np.int64))
+            self._make_room(keys[done:])
 
     def load(self, mixed: Keys, addresses: Positions) -> Positions:
         """As `set`, for very many keys: each segment is filled once, from front to back.
@@ -256,6 +256,16 @@ class AddressIndex:
 
     def _halves(self, segment: int) -> tuple[NDArray[np.uint64], NDArray[np.uint32]]:
         return _split(self._memory[segment])
+
+    def _make_room(self, keys: Keys) -> None:
+        """Grow every segment that these keys, each but once, would fill; a few at a time."""
+        added = np.zeros(BUCKETS, np.int64)
+        _look_up(
+            self._bases, self._capacities, mix_keys(keys), np.empty(len(keys), np.int64), added
+        )
+        growing = np.flatnonzero(self._counts + added > (self._capacities * _FULL).astype(np.int64))
+        for start in range(0, len(growing), _AT_ONCE):
+            self._grow(growing[start : start + _AT_ONCE], added)
 
     def _grow(
         self,

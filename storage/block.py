@@ -24,6 +24,7 @@ import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
+from storage.checksum import checksums
 from storage.codec import Codec
 from storage.rows import Keys
 
@@ -132,9 +133,10 @@ def seal(blocks: Blocks, first: int) -> list[memoryview]:
     blocks["version"] = VERSION
     blocks["number"] = np.arange(first, first + len(blocks), dtype=np.uint64)
     raw = blocks.view(np.uint8).reshape(len(blocks), blocks.dtype.itemsize)
-    # Two Python loops over blocks, in the writer thread: 0.7 us a block of 14 rows.
-    blocks["crc"] = [google_crc32c.value(block[4:]) for block in raw]
-    return [block.data for block in raw]
+    blocks["crc"] = checksums(raw)
+    whole = raw.reshape(-1).data
+    # A Python loop over blocks, in the writer thread: 0.1 us each.
+    return [whole[start : start + raw.shape[1]] for start in range(0, len(whole), raw.shape[1])]
 
 
 def run_blocks(rows: int) -> int:

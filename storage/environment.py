@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,12 @@ _UNCAPPED = 1 << 44
 _SPARE_BYTES = 1 << 20
 _SPARE_SHARE = 256
 _MOST_READERS = 1024
+_UNSOUND = (
+    lmdb.CorruptedError,
+    lmdb.InvalidError,
+    lmdb.PageNotFoundError,
+    lmdb.VersionMismatchError,
+)
 _RESERVE, _RESERVE_BYTES = "terrace.reserve", 1 << 19
 
 
@@ -41,7 +47,7 @@ def translated(path: Path) -> Iterator[None]:
         raise StoreError(
             f"{path}: expected a folder to write to, but {error.strerror}; check path and rights"
         ) from error
-    except (lmdb.CorruptedError, lmdb.InvalidError, lmdb.VersionMismatchError) as error:
+    except _UNSOUND as error:
         raise CorruptError(f"{path}: not a sound LMDB file ({error}); restore a backup") from error
     except lmdb.Error as error:
         full = path.exists() and shutil.disk_usage(path).free < _SPARE_BYTES
@@ -53,30 +59,54 @@ def translated(path: Path) -> Iterator[None]:
         raise StoreError(f"{path}: LMDB failed ({error}); check the disk and rights") from error
 
 
+def _make_whole(path: Path) -> None:
+    """Make the data file if there is none, all or nothing.
+
+    LMDB writes the first pages of a new file without a sync; a power cut that tears them leaves a
+    file that it does not take for one of its own.
+    """
+    file, beside = path / "data.mdb", path / "data.new"
+    if file.exists():
+        return
+    path.mkdir(exist_ok=True)
+    beside.unlink(missing_ok=True)
+    with lmdb.open(str(beside), subdir=False, lock=False) as env:
+        env.sync(force=True)
+    beside.replace(file)
+    folder = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
 class Environment:
     """See the module's docstring.
 
     ``disk_bytes``: the most that the file may grow to; None means as far as the disk goes.
+    ``databases``: names of those that there may be.
 
-    Raises: ClosedError after `close`, everywhere.
+    Raises: CorruptError when the file has another one; ClosedError after `close`, everywhere.
     """
 
     def __init__(
-        self, path: Path, *, databases: int, disk_bytes: int | None, transactions: int
+        self, path: Path, *, databases: Sequence[str], disk_bytes: int | None, transactions: int
     ) -> None:
         self.path = path
         self.disk_bytes = disk_bytes
         self.closed = False
         with translated(path):
+            _make_whole(path)
             self._env = lmdb.open(
                 str(path), map_size=(disk_bytes or _UNCAPPED) // PAGE * PAGE,
-                max_dbs=databases + 1, readahead=False, max_readers=_MOST_READERS,
+                max_dbs=len(databases) + 1, readahead=False, max_readers=_MOST_READERS,
                 max_spare_txns=transactions,
             )  # fmt: skip
         try:
             with translated(path):
                 # Slots of readers that died would keep freed pages from use.
                 self._env.reader_check()
+                self._ensure_known(databases)
                 self._facts = self._env.open_db(b"facts")
         except BaseException:
             self._env.close()
@@ -123,6 +153,16 @@ class Environment:
         """Close the file; no transaction may be open. Twice is fine."""
         self.closed = True
         self._env.close()
+
+    def _ensure_known(self, databases: Sequence[str]) -> None:
+        """A name that nobody gave is a damaged one, and what it named would be made anew, empty."""
+        with self.transaction() as txn:
+            found = {key.decode("latin-1") for key in txn.cursor().iternext(values=False)}
+        if unknown := found - {"facts", *databases}:
+            raise CorruptError(
+                f"{self.path}: expected databases {sorted(databases)}, got {sorted(unknown)}, "
+                f"which nobody made: a name is damaged; restore a backup"
+            )
 
     def _hold_reserve(self) -> None:
         """Keep room for `freely` on the disk, where there is room."""
@@ -184,9 +224,19 @@ class Environment:
             return None
         if value[:4] != checksum(name.encode() + value[4:]):
             raise CorruptError(
-                f"{self.path}: expected fact {name!r} as written, got damage; restore a backup"
+                f"{self.path}: expected fact {name!r} as written, got damage; run terrace check "
+                f"--repair, or restore a backup"
             )
         return bytes(value[4:])
+
+    def damaged_facts(self) -> list[str]:
+        """Names, as they are now, of all facts that are damaged."""
+        with self.transaction(self._facts) as txn:
+            return [
+                name.decode("latin-1")
+                for name, value in txn.cursor()
+                if value[:4] != checksum(name + value[4:])
+            ]
 
     def size(self, name: str) -> int:
         """Bytes of a fact, 0 when there is none; its content is not looked at."""
@@ -210,7 +260,7 @@ class Environment:
 
         def remove(txn: Any) -> None:
             for name in names:
-                txn.delete(name.encode(), db=self._facts)
+                txn.delete(name.encode("latin-1"), db=self._facts)
 
         self.freely(remove)
 

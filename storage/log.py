@@ -39,6 +39,7 @@ from storage.block import (
 from storage.environment import PAGE, Environment, translated
 from storage.errors import CorruptError, StoreError
 from storage.reader import Reader
+from storage.rows import Keys
 from storage.tombstones import Tombstones
 
 DEADLINE_SECONDS = 600.0
@@ -63,9 +64,8 @@ class BlockLog(Environment):
     """
 
     def __init__(self, path: Path, tables: Sequence[str], *, disk_bytes: int | None = None) -> None:
-        super().__init__(
-            path, databases=3 * len(tables), disk_bytes=disk_bytes, transactions=_TRANSACTIONS
-        )
+        names = [f"{kind}/{table}" for table in tables for kind in ("blocks", "keys", "tombstones")]
+        super().__init__(path, databases=names, disk_bytes=disk_bytes, transactions=_TRANSACTIONS)
         try:
             self._blocks = {t: self.database(f"blocks/{t}") for t in tables}
             self._directories = {t: self.database(f"keys/{t}") for t in tables}
@@ -115,18 +115,21 @@ class BlockLog(Environment):
         with self.transaction() as txn:
             return self._reader.read(txn, self._blocks[table], f"blocks/{table}", numbers, out)
 
-    def directory(self, table: str) -> Iterator[Run]:
+    def directory(
+        self, table: str, lost: list[int] | None = None, *, begin: int = 0
+    ) -> Iterator[Run]:
         """Runs of committed blocks, oldest first, none across the edge of a segment.
 
-        Raises: CorruptError when a run is damaged, and a block it is made again from is, too.
+        lost: takes the blocks that are damaged when their run is damaged, too; without it they
+        are a CorruptError. begin: the first block to list.
         """
-        expected = 0
+        expected = begin
         while runs := self._some_runs(table, expected):
             for run in runs:
-                yield from self._remade(table, expected, run[0])
+                yield from self._remade(table, expected, run[0], lost)
                 yield run
                 expected = run[0] + len(run[1])
-        yield from self._remade(table, expected, self.committed[table])
+        yield from self._remade(table, expected, self.committed[table], lost)
 
     def truncate(self, table: str, end: int) -> None:
         """Remove the blocks from ``end`` on, in bounded transactions. Nothing may be queued."""
@@ -158,12 +161,26 @@ class BlockLog(Environment):
         found = []
         with self.transaction(self._blocks[table]) as txn:
             cursor = txn.cursor()
-            there = cursor.set_range(_number(begin))
+            there = self._seek(cursor, begin)
             # A Python loop over blocks, of one segment: 0.3 us each.
             while there and (number := _block_of(cursor.key())) < end:
                 found.append(number)
                 there = cursor.next()
         return np.array(found, np.int64)
+
+    def keys_of(self, table: str, number: int) -> Keys:
+        """The keys of one block, as the directory has them; none where that is damaged."""
+        with self.transaction(self._directories[table]) as txn:
+            cursor = txn.cursor()
+            there = cursor.set_range(_number(number))
+            if not there or _block_of(cursor.key()) > number:
+                there = cursor.prev() if there else cursor.last()
+            run = unpack_run(_block_of(cursor.key()), cursor.value()) if there else None
+            if run is None or not run[0] <= number < run[0] + len(run[1]):
+                return np.empty(0, np.uint64)
+            first, counts, keys = run
+            edges = np.append(0, np.cumsum(counts, dtype=np.int64))
+            return keys[edges[number - first] : edges[number - first + 1]].copy()
 
     def free(self, table: str, segments: Sequence[int], scratch: Blocks) -> None:
         """Remove all blocks of these segments, in bounded transactions. Nothing may need them.
@@ -227,7 +244,21 @@ class BlockLog(Environment):
     def _remove(self, txn: Any, *, table: str, segments: Sequence[int]) -> None:
         for segment in segments:
             for database in (self._directories[table], self._blocks[table]):
-                _remove_segment(txn.cursor(database), segment)
+                cursor, end = txn.cursor(database), segment + 1 << SEGMENT_BITS
+                there = self._seek(cursor, segment << SEGMENT_BITS)
+                while there and _block_of(cursor.key()) < end:
+                    # Leads to the next entry.
+                    there = cursor.delete() and bool(cursor.key())
+
+    def _seek(self, cursor: Any, begin: int) -> bool:
+        """Go to block ``begin`` or the first one after it; whether there is one."""
+        there = bool(cursor.set_range(_number(begin)))
+        if there and _block_of(cursor.key()) < begin:
+            raise CorruptError(
+                f"{self.path}: expected block {begin} or a later one, got an earlier one: LMDB's "
+                f"pages are damaged; run terrace check, restore a backup"
+            )
+        return there
 
     def _end(self, table: str) -> int:
         """One more than the highest block number, and no less than a tombstone's."""
@@ -241,33 +272,37 @@ class BlockLog(Environment):
         found: list[Run] = []
         with self.transaction(self._directories[table]) as txn:
             cursor = txn.cursor()
-            there = cursor.set_range(_number(begin))
+            there = self._seek(cursor, begin)
             while there and len(found) < _RUNS:
                 run = unpack_run(_block_of(cursor.key()), cursor.value())
                 found += [] if run is None else [run]
                 there = cursor.next()
         return found
 
-    def _remade(self, table: str, begin: int, end: int) -> Iterator[Run]:
+    def _remade(self, table: str, begin: int, end: int, lost: list[int] | None) -> Iterator[Run]:
         """Runs of one block each, from the blocks ``begin`` up to ``end`` that are there."""
         while begin < end:
             found: list[Run] = []
             with self.transaction(self._blocks[table]) as txn:
                 cursor = txn.cursor()
-                there = cursor.set_range(_number(begin))
+                there = self._seek(cursor, begin)
                 begin = end
                 while there and (number := _block_of(cursor.key())) < end:
                     if len(found) == _RUNS:
                         begin = number
                         break
                     block = bytes(cursor.value())
-                    if not is_sound(block, number):
+                    there = cursor.next()
+                    if is_sound(block, number):
+                        found.append(run_of(number, block))
+                    elif lost is not None:
+                        lost.append(number)
+                    else:
                         raise CorruptError(
                             f"{self.path}: table {table!r}: expected a sound block {number}, but "
-                            f"it is damaged, and its keys in the directory, too; restore a backup"
+                            f"it is damaged, and its keys in the directory, too; "
+                            f"run terrace check --repair, or restore a backup"
                         )
-                    found.append(run_of(number, block))
-                    there = cursor.next()
             yield from found
 
     def _write_all(self) -> None:
@@ -347,11 +382,3 @@ def _cut_back(cursor: Any, last: Callable[[bytes, bytes], int], end: int) -> boo
             return False
         cursor.delete()
     return True
-
-
-def _remove_segment(cursor: Any, segment: int) -> None:
-    end = segment + 1 << SEGMENT_BITS
-    there = cursor.set_range(_number(segment << SEGMENT_BITS))
-    while there and _block_of(cursor.key()) < end:
-        # Leads to the next entry.
-        there = cursor.delete() and bool(cursor.key())

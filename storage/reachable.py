@@ -20,7 +20,8 @@ from storage.address import AddressIndex
 from storage.block import SEGMENT_BITS
 from storage.keys import BUCKETS
 from storage.log import BlockLog
-from storage.recovery import Recovery
+from storage.losses import Losses
+from storage.recovery import Recovery, sound_tombstones
 from storage.rows import Positions
 
 
@@ -47,21 +48,33 @@ def _select(bits: Any, base: Any, shift: Any, numbers: Any, chosen: Any) -> None
 
 
 class Reachable:
-    """See the module's docstring. ``rows``: how many versions; ``segments``: those of the log.
+    """See the module's docstring. ``rows``: how many versions; ``newest``: those of the highest
+    end alone; ``segments``: those of the log.
 
-    ends: of the kept cuts. Raises: CorruptError when directory or tombstones are damaged.
+    ends: of the kept cuts. losses: takes what is damaged of directory and tombstones; without it
+    that is a CorruptError.
     """
 
-    def __init__(self, log: BlockLog, table: str, place_bits: int, ends: Iterable[int]) -> None:
+    def __init__(
+        self,
+        log: BlockLog,
+        table: str,
+        place_bits: int,
+        ends: Iterable[int],
+        losses: Losses | None = None,
+    ) -> None:
+        self._losses = losses
         self._log, self._table, self._shift = log, table, place_bits
         self.rows = 0
-        recovery = Recovery(log, table, place_bits)
+        recovery = Recovery(log, table, place_bits, losses)
         self._base = log.first(table) >> SEGMENT_BITS << SEGMENT_BITS << place_bits
-        places = (log.committed[table] << place_bits) - self._base
+        self._end = log.committed[table]
+        places = (self._end << place_bits) - self._base
         # Pages of it that belong to numbers that are gone are never touched.
         self._bits = np.zeros(max(0, -(-places // 8)), np.uint8)
         for end in recovery.run(sorted(set(ends))):
             self._mark_all(recovery.index, end)
+        self.newest = len(recovery.index)
         self.segments = recovery.segments
 
     def select(self, numbers: Positions, rows: int) -> NDArray[np.bool_]:
@@ -70,10 +83,15 @@ class Reachable:
         _select(self._bits, self._base, self._shift, numbers, chosen)
         return chosen
 
+    def blocks(self, begin: int, end: int, rows: int) -> Positions:
+        """(n,) int64 numbers of the blocks from ``begin`` to below ``end`` with reachable rows."""
+        numbers = np.arange(begin, min(end, self._end))
+        return numbers[self.select(numbers, rows).any(axis=1)]
+
     def _mark_all(self, index: AddressIndex, end: int) -> None:
         """Mark what the index has, but for what a later tombstone hides."""
         for bucket in range(BUCKETS):
             self.rows += _mark(self._bits, self._base, index.segment(bucket)[1], True)
-        for made_at, keys in self._log.tombstones[self._table]:
+        for made_at, keys in sound_tombstones(self._log, self._table, self._losses):
             if made_at > end:
                 self.rows -= _mark(self._bits, self._base, index.find(keys), False)

@@ -20,6 +20,7 @@ import numpy as np
 from storage.address import AddressIndex
 from storage.block import Run
 from storage.log import BlockLog
+from storage.losses import Losses
 from storage.radix import newest
 from storage.rows import Keys, Positions
 from storage.segments import Segments
@@ -58,10 +59,14 @@ def _split(run: Run, block: int) -> tuple[Run, Run]:
 class Recovery:
     """See the module's docstring. ``index`` and ``segments``: of what was replayed so far.
 
-    place_bits: bits of an address that tell rows of a block apart.
+    place_bits: bits of an address that tell rows of a block apart. losses: takes what is damaged;
+    without it that is a CorruptError.
     """
 
-    def __init__(self, log: BlockLog, table: str, place_bits: int) -> None:
+    def __init__(
+        self, log: BlockLog, table: str, place_bits: int, losses: Losses | None = None
+    ) -> None:
+        self._losses = losses
         self.index, self.segments = AddressIndex(), Segments(place_bits)
         self._log, self._table, self._bits = log, table, place_bits
         self._runs: list[Run] = []
@@ -72,12 +77,15 @@ class Recovery:
 
         stops: block numbers, ascending. Gives each. Raises: CorruptError.
         """
-        tombstones = ((end, 0, keys) for end, keys in self._log.tombstones[self._table])
+        tombstones = (
+            (end, 0, keys) for end, keys in sound_tombstones(self._log, self._table, self._losses)
+        )
         pauses = ((stop, 1, None) for stop in stops)
         # Both by block; a tombstone that was made just where a stop is comes before it.
         events = heapq.merge(tombstones, pauses, key=lambda event: event[:2])
         event = next(events, None)
-        for run in self._log.directory(self._table):
+        lost = None if self._losses is None else self._losses.unknown
+        for run in self._log.directory(self._table, lost):
             while event is not None and event[0] < run[0] + len(run[1]):
                 before, run = _split(run, event[0])
                 self._add(before)
@@ -116,6 +124,21 @@ class Recovery:
             mixed, addresses = newest(keys, addresses)
             self.segments.move(self.index.load(mixed, addresses), addresses)
         self._runs, self._waiting = [], 0
+
+
+def sound_tombstones(
+    log: BlockLog, table: str, losses: Losses | None
+) -> Iterator[tuple[int, Keys]]:
+    """The tombstones of a table; with ``losses``, only the sound ones."""
+    if losses is None:
+        yield from log.tombstones[table]
+        return
+    losses.tombstones = 0
+    for tombstone in log.tombstones[table].each():
+        if tombstone is None:
+            losses.tombstones += 1
+        else:
+            yield tombstone
 
 
 def recover(log: BlockLog, table: str, place_bits: int) -> tuple[AddressIndex, Segments]:

@@ -21,6 +21,11 @@ from storage.block import SEGMENT_BITS, Blocks, BlockShape
 from storage.errors import CorruptError
 from storage.log import BlockLog
 from storage.rows import Positions
+from storage.stretches import Stretches
+
+# Freed between two reports.
+_SEGMENTS = 32
+_NO_END = 1 << 62
 
 
 class Replica:
@@ -41,27 +46,25 @@ class Replica:
     def resume(self, begin: int, end: int) -> int:
         """Keep what the copy has from ``begin`` to ``end`` as far as it is the source's, remove the
         rest: the block to go on with."""
-        parted, buffers = end, self._make_buffers()
-        for first, last in self._windows(begin, end):
-            numbers = self._source.numbers(self._table, first, last)
-            ours = self._copy.numbers(self._table, first, last)
-            same = min(len(numbers), len(ours))
-            equal = numbers[:same] == ours[:same]
-            equal[equal] = self._equal(numbers[:same][equal], *buffers)
-            if len(numbers) == len(ours) and equal.all():
-                continue
+        theirs, ours = self._stretches(self._source, begin, end), self._stretches(self._copy, begin)
+        parted = min(end, ours.first_outside(theirs))
+        if not len(ours.first):
+            parted = begin
+        buffers = self._make_buffers()
+        for numbers in theirs.below(parted).batches(self._per_batch):
+            equal = self._equal(numbers, *buffers)
+            if not equal.all():
+                parted = int(numbers[np.argmin(equal)])
+                break
+        if parted < end:
             # Whole segments, since runs of the directory begin with them.
-            place = int(np.argmin(equal)) if not equal.all() else same
-            rest = [int(part[place]) for part in (numbers, ours) if len(part) > place]
-            parted = max(begin, min(rest) >> SEGMENT_BITS << SEGMENT_BITS)
-            break
+            parted = max(begin, parted >> SEGMENT_BITS << SEGMENT_BITS)
         self._copy.truncate(self._table, parted)
         return parted
 
     def count(self, begin: int, end: int) -> int:
         """How many blocks the source has from ``begin`` to below ``end``."""
-        windows = self._windows(begin, end)
-        return sum(len(self._source.numbers(self._table, *window)) for window in windows)
+        return len(self._stretches(self._source, begin, end))
 
     def extend(self, begin: int, end: int) -> Iterator[int]:
         """Append the source's blocks from ``begin`` to below ``end``, which the copy does not have:
@@ -70,16 +73,14 @@ class Replica:
         Raises: CorruptError naming the first damaged block; DiskFullError.
         """
         buffers = self._make_buffers()
-        for first, last in self._windows(begin, end):
-            numbers = self._source.numbers(self._table, first, last)
+        for numbers in self._stretches(self._source, begin, end).batches(self._per_batch):
             blocks = buffers[0][: len(numbers)]
             self._read(numbers, blocks)
             # What is on its way has the other buffer: this one was read meanwhile.
             self._copy.wait()
             edges = [0, *(np.flatnonzero(np.diff(numbers) != 1) + 1).tolist(), len(numbers)]
             for start, stop in itertools.pairwise(edges):
-                if stop > start:
-                    self._copy.append(self._table, int(numbers[start]), blocks[start:stop])
+                self._copy.append(self._table, int(numbers[start]), blocks[start:stop])
             buffers.reverse()
             yield len(numbers)
         self._copy.wait()
@@ -88,14 +89,13 @@ class Replica:
         """Remove what the source has freed, once a cut of the copy at ``end`` is all that counts:
         how many blocks, batch by batch. First the segments, then tombstones that hid things there.
         """
+        ours, theirs = (self._stretches(log, 0, end) for log in (self._copy, self._source))
+        gone = np.setdiff1d(ours.segments, theirs.segments)
         scratch = self._make_buffers()[0]
-        for first, last in self._windows(0, end):
-            ours = self._copy.numbers(self._table, first, last)
-            theirs = self._source.numbers(self._table, first, last)
-            gone = np.setdiff1d(ours >> SEGMENT_BITS, theirs >> SEGMENT_BITS)
-            if len(gone):
-                self._copy.free(self._table, gone.tolist(), scratch)
-                yield int(np.isin(ours >> SEGMENT_BITS, gone).sum())
+        for start in range(0, len(gone), _SEGMENTS):
+            some = gone[start : start + _SEGMENTS]
+            self._copy.free(self._table, some.tolist(), scratch)
+            yield ours.count_in(some)
         self._copy.tombstones[self._table].forget(self._source.tombstones[self._table].span[0])
 
     # -- tombstones -----------------------------------------------------------------------------
@@ -125,14 +125,12 @@ class Replica:
     def _make_buffers(self) -> list[Blocks]:
         return [np.zeros(self._per_batch, self._shape.dtype) for _ in range(2)]
 
-    def _windows(self, begin: int, end: int) -> Iterator[tuple[int, int]]:
-        """``begin`` to ``end``, less what lies below the first block of both logs, in pieces of
-        whole segments, as many as a buffer holds."""
-        begin = max(begin, min(self._source.first(self._table), self._copy.first(self._table)))
-        while begin < end:
-            edge = min(end, (begin // self._per_batch + 1) * self._per_batch)
-            yield begin, edge
-            begin = edge
+    def _stretches(self, log: BlockLog, begin: int, end: int = _NO_END) -> Stretches:
+        """What a log has from ``begin`` to below ``end``, by its directory: a cursor over blocks
+        would read them, since py-lmdb touches each value that it comes by."""
+        return Stretches(
+            (run[0], run[0] + len(run[1])) for run in log.directory(self._table, begin=begin)
+        ).below(end)
 
     def _read(self, numbers: Positions, blocks: Blocks) -> None:
         damaged = self._source.read(self._table, numbers, blocks)
@@ -140,7 +138,7 @@ class Replica:
             raise CorruptError(
                 f"{self._source.path}: table {self._table!r}: expected a sound block "
                 f"{numbers[damaged[0]]}, but it is damaged; {self._copy.path} stays as it was; "
-                f"repair the store, or restore an earlier backup"
+                f"run terrace check --repair, or restore that"
             )
 
     def _equal(self, numbers: Positions, ours: Blocks, theirs: Blocks) -> NDArray[np.bool_]:

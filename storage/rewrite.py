@@ -16,7 +16,9 @@ import numpy as np
 from storage.block import SEGMENT_BITS, Blocks, BlockShape
 from storage.buffer import WriteBuffer
 from storage.errors import CorruptError
+from storage.examine import note_damaged
 from storage.log import BlockLog
+from storage.losses import Losses
 from storage.reachable import Reachable
 from storage.rows import Positions
 
@@ -34,19 +36,23 @@ class Rewrite:
         self._target, self._out = target, WriteBuffer(table, shape, target, blocks=count)
 
     def run(
-        self, reachable: Reachable, ends: Sequence[int], progress: Callable[[int], None]
+        self,
+        reachable: Reachable,
+        ends: Sequence[int],
+        progress: Callable[[int], None],
+        losses: Losses | None = None,
     ) -> dict[int, int]:
         """Where each of the ends of cuts lies in the target; all is on the disk on return.
 
-        progress: called with how many blocks more were read. Raises: CorruptError when a block that
-        holds reachable rows is damaged; DiskFullError. The source never changes.
+        progress: called with how many rows more were copied. losses: takes damaged blocks; without
+        it, one with reachable rows is a CorruptError. Raises: DiskFullError. The source never
+        changes.
         """
         moved: dict[int, int] = {}
         begin = 0
         for end in sorted(set(ends)):
             for numbers in self._numbers(reachable, begin, end):
-                self._copy(numbers, reachable)
-                progress(len(numbers))
+                progress(self._copy(numbers, reachable, losses))
             self._out.end_block()
             self._send_if_full()
             moved[end], begin = self._out.end, end
@@ -56,12 +62,12 @@ class Rewrite:
         return moved
 
     def _numbers(self, reachable: Reachable, begin: int, end: int) -> Iterator[Positions]:
-        """The blocks from ``begin`` to below ``end``, ascending, as many at once as fit."""
+        """The blocks with reachable rows, ascending, as many at once as fit."""
         waiting = np.empty(0, np.int64)
         for segment in reachable.segments.present.tolist():
             first, last = segment << SEGMENT_BITS, segment + 1 << SEGMENT_BITS
             if first < end and last > begin:
-                found = self._source.numbers(self._table, max(first, begin), min(last, end))
+                found = reachable.blocks(max(first, begin), min(last, end), self._shape.rows)
                 waiting = np.concatenate((waiting, found))
             while len(waiting) >= len(self._blocks):
                 yield waiting[: len(self._blocks)]
@@ -69,18 +75,22 @@ class Rewrite:
         if len(waiting):
             yield waiting
 
-    def _copy(self, numbers: Positions, reachable: Reachable) -> None:
+    def _copy(self, numbers: Positions, reachable: Reachable, losses: Losses | None) -> int:
+        """Copy the reachable rows of these blocks: how many."""
         chosen = reachable.select(numbers, self._shape.rows)
-        numbers, chosen = numbers[chosen.any(axis=1)], chosen[chosen.any(axis=1)]
         blocks = self._blocks[: len(numbers)]
         damaged = self._source.read(self._table, numbers, blocks)
-        if damaged:
+        if damaged and losses is None:
             raise CorruptError(
                 f"{self._source.path}: table {self._table!r}: expected a sound block "
                 f"{numbers[damaged[0]]}, but it is damaged, and {int(chosen[damaged[0]].sum())} "
                 f"rows lie in it; run terrace check --repair, or restore a backup"
             )
+        if damaged and losses is not None:
+            note_damaged(self._source, reachable, self._shape, losses, numbers[damaged])
+            chosen[damaged] = False
         self._append(blocks, *np.nonzero(chosen))
+        return int(np.count_nonzero(chosen))
 
     def _append(self, blocks: Blocks, block: Positions, place: Positions) -> None:
         while len(block):

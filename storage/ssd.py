@@ -396,5 +396,5 @@ class SsdTier:
         return (
             f"{self._log.path}: table {self.table!r}: expected sound blocks, but {len(damaged)} "
             f"({numbers}) are damaged, and {sum(damaged.values())} rows lie in them; "
-            f"restore a checkpoint or a backup"
+            f"run terrace check --repair, or restore a backup"
         )

@@ -59,10 +59,15 @@ class Tombstones:
 
     def __iter__(self) -> Iterator[tuple[int, Keys]]:
         """(end, keys) of all, oldest first. Raises: CorruptError when one is damaged."""
-        for sequence, value in self.records():
-            tombstone = unpack_tombstone(sequence, value)
-            assert tombstone is not None
+        for tombstone in self.each():
+            if tombstone is None:
+                raise self._damage()
             yield tombstone
+
+    def each(self) -> Iterator[tuple[int, Keys] | None]:
+        """(end, keys) of all, oldest first; None for one that is damaged."""
+        for sequence, value in self._scan(0):
+            yield unpack_tombstone(sequence, value)
 
     def exhume(self, lowest: int) -> None:
         """Remove those that hide nothing any more (no block is lower than ``lowest``), but for the
@@ -79,23 +84,10 @@ class Tombstones:
 
         The numbers only grow, and none is used twice. Raises: CorruptError.
         """
-        there = True
-        while there:
-            found: list[tuple[int, bytes]] = []
-            with self._environment.transaction(self._database) as txn:
-                cursor = txn.cursor()
-                there = cursor.set_range(_key(begin))
-                while there and len(found) < _AT_ONCE:
-                    found.append((_sequence(cursor), bytes(cursor.value())))
-                    begin = found[-1][0] + 1
-                    there = cursor.next()
-            for sequence, value in found:
-                if unpack_tombstone(sequence, value) is None:
-                    raise CorruptError(
-                        f"{self._environment.path}: table {self._table!r}: expected a sound list "
-                        f"of deleted keys, but it is damaged; restore a backup"
-                    )
-                yield sequence, value
+        for sequence, value in self._scan(begin):
+            if unpack_tombstone(sequence, value) is None:
+                raise self._damage()
+            yield sequence, value
 
     @property
     def span(self) -> tuple[int, int]:
@@ -117,6 +109,27 @@ class Tombstones:
             )
 
     # -- private --------------------------------------------------------------------------------
+
+    def _scan(self, begin: int) -> Iterator[tuple[int, bytes]]:
+        """Sequence number and bytes of all from ``begin`` on; no bytes where LMDB is damaged."""
+        there = True
+        while there:
+            found: list[tuple[int, bytes]] = []
+            with self._environment.transaction(self._database) as txn:
+                cursor = txn.cursor()
+                there = cursor.set_range(_key(begin))
+                while there and len(found) < _AT_ONCE:
+                    sequence = _sequence(cursor)
+                    found.append((sequence, bytes(cursor.value()) if sequence >= begin else b""))
+                    begin = sequence + 1
+                    there = cursor.next()
+            yield from found
+
+    def _damage(self) -> CorruptError:
+        return CorruptError(
+            f"{self._environment.path}: table {self._table!r}: expected a sound list of deleted "
+            f"keys, but it is damaged; run terrace check --repair, or restore a backup"
+        )
 
     def _hides_nothing(self, lowest: int) -> bool:
         """Whether the oldest one may go."""

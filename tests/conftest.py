@@ -36,14 +36,6 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what lies in tests/stress, before `-m "not stress"` chooses."""
-    for item in items:
-        if REPOSITORY / "tests" / "stress" in item.path.parents:
-            item.add_marker("stress")
-
-
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip a test marked `cuda` where there is no such device."""
     if item.get_closest_marker("cuda"):

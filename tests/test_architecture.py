@@ -22,7 +22,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 # Lowest first; a package may import itself and those before it.
 STAIRCASE = ("storage", "ps", "worker", "deploy")
-STORAGE = {"google_crc32c", "lmdb", "numba", "numpy", "psutil", "torch"}
+STORAGE = {"google_crc32c", "llvmlite", "lmdb", "numba", "numpy", "psutil", "torch"}
 WIRE = {"google.protobuf", "grpc", "grpc_health", "grpc_reflection"}
 PS = STORAGE | WIRE | {"prometheus_client", "pyarrow", "pydantic", "safetensors", "yaml"}
 WORKER = PS - WIRE - {"lmdb"} | {"captum"}

@@ -10,6 +10,7 @@ import torch
 
 from ps.checkpoint import Checkpoints, Cut
 from ps.state import pack_state
+from storage.errors import CorruptError
 from storage.log import BlockLog
 
 
@@ -107,3 +108,23 @@ def test_what_is_left_of_an_unfinished_copy_gets_into_no_state(log: BlockLog) ->
     checkpoints.add(1, cut_at(1), *pack_state({"x": torch.ones(3)}))
     newest = checkpoints.newest()
     assert newest is not None and newest[2]["x"].tolist() == [1, 1, 1]
+
+
+def test_a_cut_whose_name_is_damaged_is_not_taken_for_none(log: BlockLog) -> None:
+    Checkpoints(log).make_cut(cut_at(3))
+    with log.transaction(write=True) as txn:
+        value = txn.pop(b"cut", db=log._facts)
+        txn.put(b"cuu", value, db=log._facts)
+    with pytest.raises(CorruptError, match=r"damage in .*'cuu'"):
+        Checkpoints(log)
+
+
+def test_check_names_the_checkpoint_whose_state_is_damaged(log: BlockLog) -> None:
+    checkpoints = Checkpoints(log)
+    checkpoints.add(7, cut_at(3), *pack_state({"x": torch.ones(3)}))
+    assert checkpoints.check() == []
+    (name,) = log.names("state/")
+    with log.transaction(write=True) as txn:
+        txn.put(name.encode(), b"nonsense", db=log._facts)
+    (line,) = Checkpoints(log).check()
+    assert "step 7" in line

@@ -17,7 +17,7 @@ RESERVE = "terrace.reserve"
 @pytest.fixture
 def environment(tmp_path: Path) -> Iterator[Environment]:
     with closing(
-        Environment(tmp_path, databases=1, disk_bytes=8 << 20, transactions=2)
+        Environment(tmp_path, databases=[], disk_bytes=8 << 20, transactions=2)
     ) as environment:
         yield environment
 
@@ -56,3 +56,12 @@ def test_a_closed_environment_says_so(environment: Environment) -> None:
     environment.close()
     with pytest.raises(ClosedError):
         environment.fact("a")
+
+
+def test_a_data_file_that_was_never_finished_is_no_obstacle(tmp_path: Path) -> None:
+    """As a power cut leaves it while a store is made."""
+    (tmp_path / "data.new").write_bytes(b"torn" * 2048)
+    with closing(Environment(tmp_path, databases=[], disk_bytes=8 << 20, transactions=2)) as made:
+        made.commit({"a": b"x"})
+        assert made.fact("a") == b"x"
+    assert not (tmp_path / "data.new").exists()

@@ -207,7 +207,7 @@ def run_machine(capacities: tuple[int, ...], cache: type[CacheTier]) -> None:
     run_state_machine_as_test(
         machine,
         settings=hypothesis.settings(
-            max_examples=25, stateful_step_count=40, deadline=None, derandomize=True,
+            max_examples=50, stateful_step_count=40, deadline=None, derandomize=True,
             suppress_health_check=list(hypothesis.HealthCheck),
             phases=[hypothesis.Phase.generate],  # to shrink a failure takes minutes
         ),

@@ -47,7 +47,7 @@ def rewrite(source: BlockLog, target: BlockLog, ends: list[int]) -> dict[int, in
     seen: list[int] = []
     reachable = Reachable(source, "t", SHAPE.place_bits, ends)
     moved = Rewrite(source, target, "t", SHAPE).run(reachable, ends, seen.append)
-    assert sum(seen) == reachable.segments.blocks
+    assert sum(seen) == reachable.rows
     return moved
 
 

@@ -1,0 +1,1 @@
+"""``terrace bench``: how fast Terrace is here, beside hardware and peers in the same run."""

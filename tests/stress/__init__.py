@@ -1,0 +1,1 @@
+"""Faults: kills, power cuts, flipped bits, a full disk. The long runs are marked `stress`."""
