@@ -48,8 +48,6 @@ class Replica:
         rest: the block to go on with."""
         theirs, ours = self._stretches(self._source, begin, end), self._stretches(self._copy, begin)
         parted = min(end, ours.first_outside(theirs))
-        if not len(ours.first):
-            parted = begin
         buffers = self._make_buffers()
         for numbers in theirs.below(parted).batches(self._per_batch):
             equal = self._equal(numbers, *buffers)

@@ -132,6 +132,16 @@ def test_a_damaged_block_is_named(tmp_path: Path) -> None:
             complete(replica)
 
 
+def test_a_block_that_is_gone_in_both_is_not_the_same(logs: Logs) -> None:
+    source, copy, replica = logs
+    complete(replica)
+    for log in (source, copy):
+        with log.transaction(write=True) as txn:
+            assert txn.delete(np.uint64(100).tobytes(), db=log._blocks["t"])
+    with pytest.raises(CorruptError, match="expected a sound block 100, "):
+        complete(replica)
+
+
 def test_tombstones_follow_and_what_hides_nothing_goes(logs: Logs) -> None:
     source, copy, replica = logs
 
