@@ -15,7 +15,9 @@ def compact(
     """Rewrite a store's file with only what the present and the kept checkpoints need.
 
     Deleted rows leave the disk. Nobody may have the store open, and the disk must have room for
-    both files; the old one stays until the new one is whole. Example: terrace compact run/demo
+    both files; the old one stays until the new one is whole.
+
+    Example: terrace compact run/demo
     """
     from dataclasses import asdict
 

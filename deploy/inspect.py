@@ -21,7 +21,9 @@ def check(
 
     Exit code 1 when something is damaged; each line says what, in which table and block, and which
     rows it costs. A repair keeps the damaged file as data.damaged.mdb; rows whose newest version
-    is lost show that of an older checkpoint, or start anew. Example: terrace check run/demo
+    is lost show that of an older checkpoint, or start anew.
+
+    Example: terrace check run/demo
     """
     from deploy.progress import Meter
     from deploy.report import write_json

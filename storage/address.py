@@ -21,7 +21,6 @@ Threads: one owner.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numba as nb
@@ -37,6 +36,7 @@ from storage.ring import (
     address_at,
     entries,
     entry,
+    expect,
     following,
     holds,
     home,
@@ -59,6 +59,8 @@ ENTRY_BYTES = 16
 LEAST_BYTES = BUCKETS * (24 + _FIRST_CAPACITY * SLOT_BYTES)
 """Bytes of an index whose segments hold a few keys each."""
 _12, _52 = np.uint64(12), np.uint64(52)
+# Keys that are got ready before their turn.
+_AHEAD = 8
 _NO_KEYS, _NO_ADDRESSES = np.empty(0, np.uint64), np.empty(0, np.int64)
 _ONE_EACH, _NO_EDGES = np.ones(BUCKETS, np.int64), np.zeros(BUCKETS + 1, np.int64)
 # Segments that grow at once when many do.
@@ -66,8 +68,18 @@ _AT_ONCE = 16
 
 
 @nb.njit(nogil=True, cache=True)
+def _expect(bases: Any, capacities: Any, keys: Any, i: Any) -> None:
+    """Get ready for key ``i``, if there is one."""
+    if i < keys.shape[0]:
+        mixed = mix(keys[i])
+        segment = np.int64(bucket_of(mixed))
+        expect(bases[segment], capacities[segment], mixed & REMAINDER)
+
+
+@nb.njit(nogil=True, cache=True)
 def _find(bases: Any, capacities: Any, keys: Any, addresses: Any) -> None:
     for i in range(keys.shape[0]):
+        _expect(bases, capacities, keys, i + _AHEAD)
         mixed = mix(keys[i])
         segment = np.int64(bucket_of(mixed))
         capacity = capacities[segment]
@@ -91,6 +103,7 @@ def _set(
     before: set to the address that each key had, -1 for a new one.
     """
     for i in range(start, keys.shape[0]):
+        _expect(bases, capacities, keys, i + _AHEAD)
         mixed = mix(keys[i])
         segment = np.int64(bucket_of(mixed))
         capacity = capacities[segment]
@@ -138,6 +151,7 @@ def _merge_all(
         old_words = words_at(bases[segment], capacities[segment])
         old_lows = lows_at(bases[segment], capacities[segment])
         part = slice(edges[segment], edges[segment + 1])
+        words_at(memory[i], slots[i])[:] = EMPTY
         counts[segment] = merge(
             old_words, old_lows, mixed[part], addresses[part],
             words_at(memory[i], slots[i]), lows_at(memory[i], slots[i]),
@@ -259,10 +273,8 @@ class AddressIndex:
 
     def _make_room(self, keys: Keys) -> None:
         """Grow every segment that these keys, each but once, would fill; a few at a time."""
-        added = np.zeros(BUCKETS, np.int64)
-        _look_up(
-            self._bases, self._capacities, mix_keys(keys), np.empty(len(keys), np.int64), added
-        )
+        new = mix_keys(keys[self.find(keys) < 0]) >> _52
+        added = np.bincount(new.view(np.int64), minlength=BUCKETS)
         growing = np.flatnonzero(self._counts + added > (self._capacities * _FULL).astype(np.int64))
         for start in range(0, len(growing), _AT_ONCE):
             self._grow(growing[start : start + _AT_ONCE], added)
@@ -279,16 +291,16 @@ class AddressIndex:
 
         added, edges: by segment. A few at once, since both copies of each exist meanwhile.
         """
-        slots = [_grown(s, int(self._counts[s] + added[s])) for s in segments.tolist()]
-        if max(slots) > _MOST:
+        slots = _grown(segments, self._counts[segments] + added[segments])
+        if slots.max() > _MOST:
             raise StoreError(
                 f"index: expected at most {_MOST} slots in each of {BUCKETS} segments, got "
-                f"{max(slots)}; divide the table among more shards"
+                f"{slots.max()}; divide the table among more shards"
             )
-        memory = [np.full(count * SLOT_BYTES, 0xFF, np.uint8) for count in slots]
+        memory = [np.empty(size, np.uint8) for size in (slots * SLOT_BYTES).tolist()]
         places = np.array([m.__array_interface__["data"][0] for m in memory], np.uint64)
         tables = (self._bases, self._capacities, self._counts)
-        _merge_all(*tables, segments, places, np.array(slots), mixed, addresses, edges)
+        _merge_all(*tables, segments, places, slots, mixed, addresses, edges)
         for segment, new in zip(segments.tolist(), memory, strict=True):
             self._held += len(new) - len(self._memory[segment])
             self._memory[segment] = new
@@ -305,7 +317,7 @@ def _load(segment: Any) -> Any:
     return _LEAST_LOAD + _LOADS / BUCKETS * segment
 
 
-def _grown(segment: int, count: int) -> int:
-    """Capacity of a segment that grows because it is to hold ``count`` entries."""
-    load: float = _load(segment)
-    return max(_FIRST_CAPACITY, math.ceil(count / load))
+def _grown(segments: Positions, counts: Positions) -> Positions:
+    """Capacities of segments that grow because they are to hold so many entries."""
+    slots: Positions = np.ceil(counts / _load(segments)).astype(np.int64)
+    return np.maximum(slots, _FIRST_CAPACITY)

@@ -17,7 +17,9 @@ from typing import Any
 
 import numba as nb
 import numpy as np
+from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
 from storage.keys import unmix
@@ -38,6 +40,29 @@ def _pointer(typingctx: Any, address: Any) -> Any:
         return builder.inttoptr(args[0], context.get_value_type(signature.return_type))
 
     return types.voidptr(types.uint64), codegen
+
+
+@intrinsic
+def _prefetch(typingctx: Any, address: Any) -> Any:
+    """Bring the line at an integer address into cache, without waiting; any address will do."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        number, pointer = ir.IntType(32), ir.IntType(8).as_pointer()
+        kind = ir.FunctionType(ir.VoidType(), [pointer, number, number, number])
+        prefetch = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        place = builder.inttoptr(args[0], pointer)
+        builder.call(prefetch, [place, number(0), number(3), number(1)])
+        return context.get_dummy_value()
+
+    return types.void(types.uint64), codegen
+
+
+@nb.njit(nogil=True, cache=True)
+def expect(base: Any, capacity: Any, remainder: Any) -> None:
+    """Say that a search for ``remainder`` comes soon: a miss costs more than all else in it."""
+    slot = np.uint64(home(remainder, capacity))
+    _prefetch(np.uint64(base) + np.uint64(8) * slot)
+    _prefetch(np.uint64(base) + np.uint64(8) * np.uint64(capacity) + np.uint64(4) * slot)
 
 
 @nb.njit(nogil=True, cache=True)

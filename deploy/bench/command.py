@@ -22,8 +22,9 @@ def store(
     """Measure the SSD tier: reads, appends and opening, beside the device and other stores.
 
     The device's limits are taken in the same run, by fio where it is installed. RocksDB is measured
-    when the package rocksdict is installed. The folder is removed afterwards. Example:
-    terrace bench store --dir run/bench --json run/bench.json
+    when the package rocksdict is installed. The folder is removed afterwards.
+
+    Example: terrace bench store --dir run/bench --json run/bench.json
     """
     import shutil
 
