@@ -19,7 +19,9 @@ def backup(
 
     The destination is a store, good at every moment: to restore, use it, or back it up to a new
     folder. Nobody may have either open; Ctrl-C or a crash leaves the earlier backup, and the next
-    run goes on. Example: terrace backup run/demo /mnt/other/demo
+    run goes on.
+
+    Example: terrace backup run/demo /mnt/other/demo
     """
     from dataclasses import asdict
 
