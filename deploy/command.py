@@ -16,6 +16,7 @@ from typing import Any
 
 import typer
 
+from deploy.backup import backup
 from deploy.bench import command as benchmarks
 from deploy.compact import compact
 from deploy.inspect import check, stats
@@ -44,7 +45,7 @@ def _exiting(command: Callable[..., int]) -> Callable[..., None]:
 
 _COMMANDS: dict[str, Callable[..., int]] = {
     "train": train, "check": check, "stats": stats, "compact": compact,
-    "export": export, "import": import_,
+    "backup": backup, "export": export, "import": import_,
 }  # fmt: skip
 for _name, _command in _COMMANDS.items():
     app.command(_name)(_exiting(_command))

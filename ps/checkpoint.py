@@ -14,7 +14,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ps.lineage import FACT as LINEAGE
+from ps.lineage import Lineage
 from ps.state import unpack_state
+from storage.environment import Environment
 from storage.errors import CorruptError
 from storage.log import BlockLog
 
@@ -43,7 +46,7 @@ def cut_from(description: Mapping[str, Any]) -> Cut:
 class Checkpoints:
     """See the module's docstring; over the facts of ``log``.
 
-    state_bytes: the newest checkpoint's state takes at most as many.
+    state_bytes: the newest checkpoint's state takes at most as many. lineage: of the log.
 
     Raises: CorruptError when a cut or a manifest is damaged.
     """
@@ -55,6 +58,7 @@ class Checkpoints:
                 f"{log.path}: expected facts as written, got damage in {damaged}; run terrace "
                 f"check --repair, or restore a backup"
             )
+        self.lineage = Lineage(log)
         cut = log.fact(_CUT)
         self._cut = None if cut is None else cut_from(json.loads(cut))
         self._manifests = {number: self._manifest(number) for number in self._numbers()}
@@ -65,6 +69,17 @@ class Checkpoints:
     def steps(self) -> list[int]:
         """Steps of the kept checkpoints, oldest first."""
         return [int(manifest["step"]) for manifest in self._manifests.values()]
+
+    @property
+    def number(self) -> int:
+        """Of the newest checkpoint, counted from 1 since the log was made; 0 without one."""
+        return max(self._manifests, default=0)
+
+    @property
+    def newest_cut(self) -> Cut:
+        """That of the newest checkpoint; an empty one without."""
+        manifest = self._manifests.get(self.number)
+        return Cut({}, {}) if manifest is None else cut_from(manifest)
 
     @property
     def cut(self) -> Cut:
@@ -86,11 +101,12 @@ class Checkpoints:
 
         tree, tensors: of `ps.state.pack_state`.
         """
-        number = 1 + max(self._manifests, default=0)
-        facts: dict[str, bytes | None] = {
-            f"{_state(number)}{i:06d}": tensors[start : start + _PIECE]
-            for i, start in enumerate(range(0, len(tensors), _PIECE))
-        }
+        number = 1 + self.number
+        # There may be pieces of this number that a backup left which was killed.
+        facts: dict[str, bytes | None] = {**self._without(number)}
+        for i, start in enumerate(range(0, len(tensors), _PIECE)):
+            facts[f"{_state(number)}{i:06d}"] = tensors[start : start + _PIECE]
+        facts |= self.lineage.facts_with(number)
         manifest = {"step": step, **cut.describe(), "state": tree}
         facts[_name(number)] = json.dumps(manifest).encode()
         facts[_CUT] = json.dumps(cut.describe()).encode()
@@ -98,6 +114,7 @@ class Checkpoints:
         for given_up in old:
             facts |= self._without(given_up)
         self._log.commit(facts)
+        self.lineage.note(number)
         self._manifests = {n: m for n, m in self._manifests.items() if n not in old}
         self._manifests[number], self._cut = manifest, cut
         self.state_bytes = len(tensors)
@@ -126,6 +143,26 @@ class Checkpoints:
             for number, manifest in self._manifests.items()
         }
         log.commit({**manifests, _CUT: json.dumps(there(self.cut)).encode()})
+
+    def copy_state(self, log: Environment) -> None:
+        """Write the newest checkpoint's state to another log, where nothing shows it yet.
+
+        Raises: DiskFullError; CorruptError.
+        """
+        for name in self._log.names(_state(self.number)):
+            log.commit({name: self._log.fact(name)})
+
+    def newest_facts(self, log: Environment) -> dict[str, bytes | None]:
+        """What to commit to a log with the newest one's blocks and state, to show it and no other.
+
+        Raises: CorruptError.
+        """
+        state = self._log.names(_state(self.number))
+        there = [*log.names("checkpoint/"), *log.names("state/")]
+        facts: dict[str, bytes | None] = {name: None for name in there if name not in state}
+        facts[_name(self.number)] = self._log.fact(_name(self.number))
+        facts[_CUT] = json.dumps(self.newest_cut.describe()).encode()
+        return facts | {LINEAGE: self._log.fact(LINEAGE)}
 
     def newest(self) -> tuple[int, Cut, dict[str, Any]] | None:
         """Step, cut and the caller's state of the newest checkpoint; None without one.

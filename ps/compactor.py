@@ -50,10 +50,12 @@ class Compactor:
         self._thread.start()
 
     def watch(self, tiers: Mapping[str, SsdTier]) -> None:
-        """These are the tiers from now on; nothing may be under way."""
+        """These are the tiers from now on; nothing may be under way.
+
+        Nothing is done before `wake`: a store opened to look at, a backup say, stays as it is.
+        """
         self._tiers = dict(tiers)
         self._tables = [Compaction(tier, self._turn) for tier in tiers.values()]
-        self.wake()
 
     def wake(self) -> None:
         """Rows were written, or a cut was made: there may be something to do."""

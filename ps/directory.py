@@ -102,6 +102,23 @@ class StoreDirectory:
         return tuple(tables)
 
 
+def check_vacant(path: Path) -> None:
+    """Raises: ConfigError when a folder has something in it and is no store.
+
+    What is left where making one was killed at once is nothing.
+    """
+    if path.is_dir():
+        found = {file.name for file in path.iterdir()}
+        if _FORMAT_FILE in found or not found - {_LOCK_FILE, _beside(path / _FORMAT_FILE).name}:
+            return
+    elif not path.exists():
+        return
+    raise ConfigError(
+        f"{path}: expected an empty folder, none, or a store, found something else; choose "
+        f"another path"
+    )
+
+
 def _check_names(tables: Sequence[Table]) -> None:
     names = [table.name for table in tables]
     if not names or len(set(names)) != len(names):
@@ -130,7 +147,7 @@ def _read(file: Path) -> tuple[Table, ...]:
 
 def _write_synced(file: Path, content: dict[str, Any]) -> None:
     """All or nothing: written beside, synced, renamed, and the rename synced."""
-    beside = file.with_suffix(".new")
+    beside = _beside(file)
     try:
         with open(beside, "w") as out:
             json.dump(content, out, indent=1)
@@ -149,6 +166,10 @@ def sync_folder(path: Path) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def _beside(file: Path) -> Path:
+    return file.with_suffix(".new")
 
 
 def _unwritable(path: Path, error: OSError) -> StoreError:

@@ -272,9 +272,14 @@ class Environment:
         # Facts may use most of what blocks have left, so that a cut fits when no block does.
         size = sum(len(v) + PAGE for v in facts.values() if v)
         self.ensure_room(size - _SPARE_BYTES // 8 * 7)
-        with self.transaction(self._facts, write=True) as txn:
-            for name, value in facts.items():
-                if value is None:
-                    txn.delete(name.encode())
-                else:
-                    txn.put(name.encode(), checksum(name.encode() + value) + value)
+        with self.transaction(write=True) as txn:
+            self.put_facts(txn, facts)
+
+    def put_facts(self, txn: Any, facts: Mapping[str, bytes | None]) -> None:
+        """Set (or, with None, remove) facts in a transaction that does more; there must be room."""
+        for name, value in facts.items():
+            if value is None:
+                txn.delete(name.encode(), db=self._facts)
+            else:
+                content = checksum(name.encode() + value) + value
+                txn.put(name.encode(), content, db=self._facts)

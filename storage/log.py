@@ -131,13 +131,15 @@ class BlockLog(Environment):
         with self.transaction() as txn:
             self._reader.locate(txn, f"blocks/{table}", begin, end, places.bases)
 
-    def directory(self, table: str, lost: list[int] | None = None) -> Iterator[Run]:
+    def directory(
+        self, table: str, lost: list[int] | None = None, *, begin: int = 0
+    ) -> Iterator[Run]:
         """Runs of committed blocks, oldest first, none across the edge of a segment.
 
         lost: takes the blocks that are damaged when their run is damaged, too; without it they
-        are a CorruptError.
+        are a CorruptError. begin: the first block to list.
         """
-        expected = 0
+        expected = begin
         while runs := self._some_runs(table, expected):
             for run in runs:
                 yield from self._remade(table, expected, run[0], lost)

@@ -77,6 +77,39 @@ def test_the_older_of_two_can_be_given_up(log: BlockLog) -> None:
     assert len(log.names("state/")) == 1
 
 
+def test_the_newest_is_shown_by_another_log_alone(log: BlockLog, tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    other = BlockLog(tmp_path / "other", ["ads"])
+    try:
+        checkpoints, there = Checkpoints(log), Checkpoints(other)
+        assert (there.number, there.newest_cut) == (0, Cut({}, {}))
+        for step in (7, 8):
+            there.add(step, cut_at(step), *pack_state({"x": torch.ones(3)}))
+        for step in (1, 2, 3):
+            checkpoints.add(step, cut_at(step), *pack_state({"x": torch.full((3,), step)}))
+        checkpoints.make_cut(cut_at(9))
+        checkpoints.copy_state(other)
+        assert Checkpoints(other).steps == [7, 8]
+        other.commit(checkpoints.newest_facts(other))
+        found = Checkpoints(other)
+        assert (found.steps, found.cut, found.number) == ([3], cut_at(3), 3)
+        newest = found.newest()
+        assert newest is not None and newest[2]["x"].tolist() == [3, 3, 3]
+        assert found.lineage.token(3) == checkpoints.lineage.token(3) != ""
+        assert len(other.names("state/")) == 1
+    finally:
+        other.close()
+
+
+def test_what_is_left_of_an_unfinished_copy_gets_into_no_state(log: BlockLog) -> None:
+    checkpoints = Checkpoints(log)
+    for piece in range(3):
+        log.commit({f"state/000000000001/{piece:06d}": b"left"})
+    checkpoints.add(1, cut_at(1), *pack_state({"x": torch.ones(3)}))
+    newest = checkpoints.newest()
+    assert newest is not None and newest[2]["x"].tolist() == [1, 1, 1]
+
+
 def test_a_cut_whose_name_is_damaged_is_not_taken_for_none(log: BlockLog) -> None:
     Checkpoints(log).make_cut(cut_at(3))
     with log.transaction(write=True) as txn:
