@@ -29,18 +29,16 @@ from storage.block import (
     SEGMENT_BLOCKS,
     Blocks,
     Run,
-    is_sound,
     pack_run,
     run_blocks,
-    run_of,
     seal,
-    unpack_run,
 )
+from storage.directory import Directory, block_of, number_key, seek
 from storage.environment import PAGE, Environment, translated
-from storage.errors import CorruptError, StoreError
+from storage.errors import StoreError
 from storage.places import Places
 from storage.reader import Reader
-from storage.rows import Keys
+from storage.rows import Keys, Positions
 from storage.tombstones import Tombstones
 
 DEADLINE_SECONDS = 600.0
@@ -69,7 +67,7 @@ class BlockLog(Environment):
         super().__init__(path, databases=names, disk_bytes=disk_bytes, transactions=_TRANSACTIONS)
         try:
             self._blocks = {t: self.database(f"blocks/{t}") for t in tables}
-            self._directories = {t: self.database(f"keys/{t}") for t in tables}
+            self._directories = {t: Directory(self, t, self._blocks[t]) for t in tables}
             self.tombstones = {t: Tombstones(self, t) for t in tables}
             self.committed = {table: self._end(table) for table in tables}
         except BaseException:
@@ -111,7 +109,7 @@ class BlockLog(Environment):
     def read(
         self,
         table: str,
-        numbers: NDArray[np.int64],
+        numbers: Positions,
         out: Blocks,
         places: NDArray[np.uint32] | None = None,
     ) -> list[int]:
@@ -134,26 +132,24 @@ class BlockLog(Environment):
     def directory(
         self, table: str, lost: list[int] | None = None, *, begin: int = 0
     ) -> Iterator[Run]:
-        """Runs of committed blocks, oldest first, none across the edge of a segment.
+        """`Directory.runs` of all committed blocks."""
+        return self._directories[table].runs(begin, self.committed[table], lost)
 
-        lost: takes the blocks that are damaged when their run is damaged, too; without it they
-        are a CorruptError. begin: the first block to list.
-        """
-        expected = begin
-        while runs := self._some_runs(table, expected):
-            for run in runs:
-                yield from self._remade(table, expected, run[0], lost)
-                yield run
-                expected = run[0] + len(run[1])
-        yield from self._remade(table, expected, self.committed[table], lost)
+    def numbers(self, table: str, begin: int, end: int) -> Positions:
+        """`Directory.numbers` of committed blocks."""
+        return self._directories[table].numbers(begin, end)
+
+    def keys_of(self, table: str, number: int) -> Keys:
+        """`Directory.keys_of` of a committed block."""
+        return self._directories[table].keys_of(number)
 
     def truncate(self, table: str, end: int) -> None:
         """Remove the blocks from ``end`` on, in bounded transactions. Nothing may be queued."""
         self._raise_failure()
         assert not self._pending_bytes, "truncated while blocks are on their way"
         for database, last in (
-            (self._directories[table], _last_of_run),
-            (self._blocks[table], lambda key, _: _block_of(key)),
+            (self._directories[table].database, _last_of_run),
+            (self._blocks[table], lambda key, _: block_of(key)),
         ):
             more = True
             while more:
@@ -170,33 +166,7 @@ class BlockLog(Environment):
         """The lowest committed block, or the next one when there is none."""
         with self.transaction(self._blocks[table]) as txn:
             cursor = txn.cursor()
-            return _block_of(cursor.key()) if cursor.first() else self.committed[table]
-
-    def numbers(self, table: str, begin: int, end: int) -> NDArray[np.int64]:
-        """The committed blocks from ``begin`` to below ``end``, ascending."""
-        found = []
-        with self.transaction(self._blocks[table]) as txn:
-            cursor = txn.cursor()
-            there = self._seek(cursor, begin)
-            # A Python loop over blocks, of one segment: 0.3 us each.
-            while there and (number := _block_of(cursor.key())) < end:
-                found.append(number)
-                there = cursor.next()
-        return np.array(found, np.int64)
-
-    def keys_of(self, table: str, number: int) -> Keys:
-        """The keys of one block, as the directory has them; none where that is damaged."""
-        with self.transaction(self._directories[table]) as txn:
-            cursor = txn.cursor()
-            there = cursor.set_range(_number(number))
-            if not there or _block_of(cursor.key()) > number:
-                there = cursor.prev() if there else cursor.last()
-            run = unpack_run(_block_of(cursor.key()), cursor.value()) if there else None
-            if run is None or not run[0] <= number < run[0] + len(run[1]):
-                return np.empty(0, np.uint64)
-            first, counts, keys = run
-            edges = np.append(0, np.cumsum(counts, dtype=np.int64))
-            return keys[edges[number - first] : edges[number - first + 1]].copy()
+            return block_of(cursor.key()) if cursor.first() else self.committed[table]
 
     def free(self, table: str, segments: Sequence[int], scratch: Blocks) -> None:
         """Remove all blocks of these segments, in bounded transactions. Nothing may need them.
@@ -259,67 +229,19 @@ class BlockLog(Environment):
 
     def _remove(self, txn: Any, *, table: str, segments: Sequence[int]) -> None:
         for segment in segments:
-            for database in (self._directories[table], self._blocks[table]):
+            for database in (self._directories[table].database, self._blocks[table]):
                 cursor, end = txn.cursor(database), segment + 1 << SEGMENT_BITS
-                there = self._seek(cursor, segment << SEGMENT_BITS)
-                while there and _block_of(cursor.key()) < end:
+                there = seek(self.path, cursor, segment << SEGMENT_BITS)
+                while there and block_of(cursor.key()) < end:
                     # Leads to the next entry.
                     there = cursor.delete() and bool(cursor.key())
-
-    def _seek(self, cursor: Any, begin: int) -> bool:
-        """Go to block ``begin`` or the first one after it; whether there is one."""
-        there = bool(cursor.set_range(_number(begin)))
-        if there and _block_of(cursor.key()) < begin:
-            raise CorruptError(
-                f"{self.path}: expected block {begin} or a later one, got an earlier one: LMDB's "
-                f"pages are damaged; run terrace check, restore a backup"
-            )
-        return there
 
     def _end(self, table: str) -> int:
         """One more than the highest block number, and no less than a tombstone's."""
         with self.transaction(self._blocks[table]) as txn:
             cursor = txn.cursor()
-            end = _block_of(cursor.key()) + 1 if cursor.last() else 0
+            end = block_of(cursor.key()) + 1 if cursor.last() else 0
         return max(end, self.tombstones[table].end)
-
-    def _some_runs(self, table: str, begin: int) -> list[Run]:
-        """The next sound runs that start at ``begin`` or later."""
-        found: list[Run] = []
-        with self.transaction(self._directories[table]) as txn:
-            cursor = txn.cursor()
-            there = self._seek(cursor, begin)
-            while there and len(found) < _RUNS:
-                run = unpack_run(_block_of(cursor.key()), cursor.value())
-                found += [] if run is None else [run]
-                there = cursor.next()
-        return found
-
-    def _remade(self, table: str, begin: int, end: int, lost: list[int] | None) -> Iterator[Run]:
-        """Runs of one block each, from the blocks ``begin`` up to ``end`` that are there."""
-        while begin < end:
-            found: list[Run] = []
-            with self.transaction(self._blocks[table]) as txn:
-                cursor = txn.cursor()
-                there = self._seek(cursor, begin)
-                begin = end
-                while there and (number := _block_of(cursor.key())) < end:
-                    if len(found) == _RUNS:
-                        begin = number
-                        break
-                    block = bytes(cursor.value())
-                    there = cursor.next()
-                    if is_sound(block, number):
-                        found.append(run_of(number, block))
-                    elif lost is not None:
-                        lost.append(number)
-                    else:
-                        raise CorruptError(
-                            f"{self.path}: table {table!r}: expected a sound block {number}, but "
-                            f"it is damaged, and its keys in the directory, too; "
-                            f"run terrace check --repair, or restore a backup"
-                        )
-            yield from found
 
     def _write_all(self) -> None:
         while True:
@@ -346,10 +268,10 @@ class BlockLog(Environment):
         starts = _run_starts(first, blocks)
         with translated(self.path), self._env.begin(write=True) as txn:
             _, added = txn.cursor(self._blocks[table]).putmulti(pairs, append=True)
-            directory = txn.cursor(self._directories[table])
+            directory = txn.cursor(self._directories[table].database)
             for start, end in zip(starts, [*starts[1:], len(blocks)], strict=True):
                 run = pack_run(first + start, blocks[start:end])
-                added += directory.put(_number(first + start), run, append=True)
+                added += directory.put(number_key(first + start), run, append=True)
             if added != len(blocks) + len(starts):
                 raise StoreError(
                     f"{self.path}: table {table!r}: expected block {first} to be a new one, but "
@@ -375,17 +297,8 @@ def _run_starts(first: int, blocks: Blocks) -> list[int]:
     return starts if starts[:1] == [0] else [0, *starts]
 
 
-def _number(block: int) -> bytes:
-    """An integer key as LMDB compares it: native order, which is the machine's own."""
-    return np.uint64(block).tobytes()
-
-
-def _block_of(key: bytes) -> int:
-    return int(np.frombuffer(key, np.uint64)[0])
-
-
 def _last_of_run(key: bytes, value: bytes) -> int:
-    return _block_of(key) + int.from_bytes(value[4:8], "little") - 1
+    return block_of(key) + int.from_bytes(value[4:8], "little") - 1
 
 
 def _cut_back(cursor: Any, last: Callable[[bytes, bytes], int], end: int) -> bool:

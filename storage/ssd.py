@@ -31,6 +31,7 @@ from storage.rows import Counts, Keys, Positions, Rows
 from storage.stats import SsdStats
 
 _PIECE_BYTES = 1 << 20
+_Swept = tuple[Positions, Blocks, list[int], Positions, Positions]
 
 
 class SsdTier:
@@ -57,8 +58,7 @@ class SsdTier:
 
     @property
     def memory_bytes(self) -> int:
-        """RAM this tier holds: index, write buffers with their open transaction, two read buffers,
-        one of them for compaction."""
+        """RAM held: index, write buffers with an open transaction, a read buffer, compaction's."""
         copies = (COPIES + 2) * self._per_buffer * self.shape.bytes
         return max(self._index.bytes, LEAST_BYTES) + self.segments.bytes + copies
 
@@ -343,9 +343,7 @@ class SsdTier:
         rows.steps[chosen] = blocks["steps"][which, place]
         return len(numbers)
 
-    def _sweep(
-        self,
-    ) -> Iterator[tuple[Positions, Blocks, list[int], Positions, Positions]]:
+    def _sweep(self) -> Iterator[_Swept]:
         """All blocks, front to back, as many at once as the read buffer holds.
 
         Gives their numbers, themselves, the indices of damaged ones, and block and place of each

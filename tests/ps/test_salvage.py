@@ -110,7 +110,7 @@ def test_damaged_facts_are_given_up(
 def test_directory_block_and_deleted_keys(store: Path) -> None:
     with ps.open(store, None, ram="4MiB") as opened:
         opened.delete("ads", np.arange(10))
-    change(store, flip(lambda log: log._directories["ads"], np.uint64(0).tobytes()))
+    change(store, flip(lambda log: log._directories["ads"].database, np.uint64(0).tobytes()))
     change(store, flip_block(1))
     change(store, flip(lambda log: log.tombstones["ads"]._database, np.uint64(0).tobytes()))
     with pytest.raises(CorruptError):

@@ -62,9 +62,9 @@ def test_damaged_and_missing_blocks_are_told_with_their_keys(log: BlockLog) -> N
 
 
 def test_a_damaged_directory_alone_is_no_loss_but_with_its_block_is(log: BlockLog) -> None:
-    with log.transaction(log._directories["t"]) as txn:
+    with log.transaction(log._directories["t"].database) as txn:
         first = next(int(np.frombuffer(key, np.uint64)[0]) for key, _ in txn.cursor())
-    damage(log, log._directories["t"], first)
+    damage(log, log._directories["t"].database, first)
     assert not examined(log)
     damage(log, log._blocks["t"], 1)
     found = examined(log)
