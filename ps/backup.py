@@ -11,7 +11,7 @@ which is exact, costs 30 bytes an opening, and holds for a restored backup that 
 too. Checksums of blocks would do as well, but are in the blocks: to compare them means to read all
 of both stores, and the directory does not have them. Blocks that lie above the last backup are
 nobody's by name (a killed run's, or those of somebody who opened the destination and crashed): they
-are compared byte by byte.
+are compared byte by byte. What was freed is found by the directories of both, 3 % of the blocks.
 
 A destination that somebody changed is not written over: its last cut, its tombstones and its
 newest checkpoint must be those of the last backup. Opening it to look is fine.
