@@ -38,6 +38,7 @@ class Job:
     disk: str | None = None
     device: str = "cpu"
     durability: str = "checkpoint"
+    policy: str = "lru"
     preset: str = "small"
     dim: int | None = None
     optimizer: str = "rowwise_adagrad"
@@ -72,7 +73,8 @@ class Job:
             self.store, [self.table()], ram=parse_size(self.ram, "--ram"),
             disk=None if self.disk is None else parse_size(self.disk, "--disk"),
             hbm=None if self.hbm is None else parse_size(self.hbm, "--hbm"),
-            device=self.device, durability=self.durability, threads=self.threads,
+            device=self.device, durability=self.durability, policy=self.policy,
+            threads=self.threads,
         ) as store:  # fmt: skip
             yield store
 

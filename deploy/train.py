@@ -42,6 +42,7 @@ def train(
     device: Annotated[str, typer.Option(help="Where the step computes: cpu or cuda.")] = "cpu",
     durability: Annotated[str, typer.Option(help="When rows are durable: strict, interval, checkpoint.")] = "checkpoint",
     checkpoint_every: Annotated[int, typer.Option(help="Steps between checkpoints; 0: last.")] = 1000,
+    policy: Annotated[str, typer.Option(help="Who is evicted first: lru, fifo, clock, sieve.")] = "lru",
     prefetch: Annotated[int, typer.Option(help="Batches made resident ahead.")] = 2,
     preset: Annotated[str, typer.Option(help="Layers of the DLRM: small, kaggle, terabyte.")] = "small",
     dim: Annotated[int | None, typer.Option(help="Floats of an embedding; None: the preset's.")] = None,
@@ -65,8 +66,8 @@ def train(
 
     job = Job(
         data=data, store=store, test_data=test_data, holdout=holdout, bad_lines=bad_lines, ram=ram,
-        hbm=hbm, disk=disk, device=device, durability=durability, preset=preset, dim=dim,
-        optimizer=optimizer, lr=lr, dtype=dtype, seed=seed, threads=threads,
+        hbm=hbm, disk=disk, device=device, durability=durability, policy=policy, preset=preset,
+        dim=dim, optimizer=optimizer, lr=lr, dtype=dtype, seed=seed, threads=threads,
         schedule=Schedule(
             batch_size=batch_size, epochs=epochs, steps=steps, depth=prefetch,
             checkpoint_every=checkpoint_every, on_nan=on_nan, dense_lr=dense_lr,

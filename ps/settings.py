@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from storage.errors import ConfigError
+from storage.policy import POLICIES
 
 DURABILITIES = ("strict", "interval", "checkpoint")
 
@@ -43,6 +44,8 @@ class Settings:
             raise ConfigError(
                 f"durability: expected one of {', '.join(DURABILITIES)}, got {self.durability!r}"
             )
+        if self.policy not in POLICIES:
+            raise ConfigError(f"policy: expected one of {', '.join(POLICIES)}, got {self.policy!r}")
         if not 0 < self.interval_seconds < 3600:
             raise ConfigError(
                 f"interval_seconds: expected more than 0 and less than 3600, got "

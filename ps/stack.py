@@ -61,6 +61,7 @@ class Stack:
         self.ssd = SsdTier(table.name, table.shape, log, buffer_bytes=buffer)
         self._staging = min(_LARGEST_STAGING, sizes.ram // _STAGING_SHARE)
         self._policy = policy
+        self._overhead = overhead_bytes(1000, policy) / 1000
         self._hold("ssd", self.ssd.memory_bytes)
         self._hold("staging", self._staging)
         self._caches(sizes, device)
@@ -100,7 +101,7 @@ class Stack:
             return
         rows = sizes.hbm // self._float_row_bytes
         self.top = self._make("hbm", self._bounded(rows, "--hbm"), device, coded=False)
-        self._hold("hbm index", overhead_bytes(self.top.limit))
+        self._hold("hbm index", overhead_bytes(self.top.limit, self._policy))
         row = self._float_row_bytes if self._plain else self.table.shape.record_bytes
         ram = self._cache("ram", row, self._room(), torch.device("cpu"), coded=not self._plain)
         self.caches = (self.top, ram)
@@ -122,7 +123,7 @@ class Stack:
     def _cache(
         self, name: str, row_bytes: int, room: int, device: torch.device, *, coded: bool = False
     ) -> CacheTier:
-        rows = int(room / (row_bytes + _OVERHEAD + ENTRY_BYTES)) - 1
+        rows = int(room / (row_bytes + self._overhead + ENTRY_BYTES)) - 1
         return self._make(name, self._bounded(rows, "--ram"), device, coded=coded)
 
     def _make(self, name: str, rows: int, device: torch.device, *, coded: bool) -> CacheTier:
@@ -149,9 +150,10 @@ class Stack:
         """The error that names a budget of ``option`` with which 1024 rows fit."""
         row, fixed = self._float_row_bytes, 0.0
         if option == "--ram":
-            row += int(_OVERHEAD) + ENTRY_BYTES
+            row += int(self._overhead) + ENTRY_BYTES
             # What grows with the budget is a known share of it: buffers, staging and slack.
-            fixed = self.ssd.memory_bytes + self.budget.parts.get("hbm index", 0) + 1024 * _OVERHEAD
+            fixed = self.ssd.memory_bytes + self.budget.parts.get("hbm index", 0)
+            fixed += 1024 * self._overhead
         return ConfigError(
             f"{option} leaves table {self.table.name!r} room for {max(0, rows)} rows beside "
             f"index and buffers; expected {_LEAST_ROWS} or more; give each table at least "

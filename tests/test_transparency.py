@@ -20,6 +20,7 @@ import ps
 import worker
 from ps.optimizer import Optimizer
 from ps.store import Store
+from storage.policy import POLICIES
 
 DIM, STEPS = 6, 30
 ALL = "64MiB"
@@ -41,6 +42,7 @@ class Setting:
     modules: int = 1
     stop: int | None = None
     dtype: str = "float32"
+    policy: str = "lru"
 
 
 def make_batches() -> list[Batch]:
@@ -109,7 +111,12 @@ def run(path: Path, optimizer: Optimizer, setting: Setting) -> tuple[list[float]
     evicted = 0
     for first, last in itertools.pairwise(stops):
         with ps.open(
-            path, [table], ram=setting.ram, hbm=setting.hbm, threads=setting.threads
+            path,
+            [table],
+            ram=setting.ram,
+            hbm=setting.hbm,
+            threads=setting.threads,
+            policy=setting.policy,
         ) as store:
             losses += train(store, setting, first, last)
             store.settle()
@@ -154,6 +161,15 @@ def test_no_setting_is_seen_in_a_loss_or_a_row(
     oracles: dict[str, tuple[list[float], int]],
 ) -> None:
     assert run(tmp_path, optimizer, setting) == oracles[optimizer.name]
+
+
+@pytest.mark.parametrize("policy", [name for name in POLICIES if name != "lru"])
+@pytest.mark.parametrize("hbm", [None, "24KiB"])
+def test_no_policy_is_seen_in_a_loss_or_a_row(
+    tmp_path: Path, policy: str, hbm: str | None, oracles: dict[str, tuple[list[float], int]]
+) -> None:
+    setting = Setting("720KiB" if hbm else "640KiB", hbm=hbm, depth=2, policy=policy)
+    assert run(tmp_path, OPTIMIZERS[1], setting) == oracles[OPTIMIZERS[1].name]
 
 
 def test_a_top_tier_of_one_working_set_is_enough(
