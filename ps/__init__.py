@@ -51,7 +51,7 @@ def open(
     that is not the CPU. durability: "checkpoint" (what checkpoints and `close` made durable
     survives), "interval" (at most ``interval_seconds`` of changes are lost, beside what a cut
     takes) or "strict" (nothing is lost that returned). compact: bytes a second that compaction
-    reads and writes in the background, while the file is at most half as long again as its rows
+    reads and writes in the background, while the file is at most a third longer than its rows
     need. threads: for kernels, None is one a core. policy: who is evicted first, one of
     `storage.policy.POLICIES`; results do not depend on it.
 

@@ -2,9 +2,9 @@
 
 It empties mostly stale segments and frees those that no cut needs any more, a segment at a time, so
 that nobody waits long for the planner. It keeps to a budget of bytes a second while a log is at
-most half as long again as its rows need, and goes as fast as it can above that. Whoever writes
-faster than that does the same work itself (`keep_up`), and so does who needs room on a disk that is
-nearly full (`reclaim`): the file has a bound, however slow the thread is.
+most a third longer than its rows need, and goes as fast as it can above that. Whoever writes faster
+than that does the same work itself (`keep_up`), and so does who needs room on a disk that is nearly
+full (`reclaim`): the file has a bound, however slow the thread is.
 
 Threads: "terrace-compact" is its own. `wake` from any thread; `paused`, `reclaim`, `keep_up` and
 `close` from threads that do not have the planner's lock, or they would wait for each other.

@@ -22,8 +22,8 @@ from storage.rows import Positions
 from storage.ssd import SsdTier
 
 TARGET = 1.3
-URGENT = 1.5
-OVERDUE = 1.75
+URGENT = 1.35
+OVERDUE = 1.4
 _SPREAD = 8
 _FULL = 0.9
 _CHOSEN = 32
@@ -52,7 +52,7 @@ class Compaction:
 
     @property
     def is_urgent(self) -> bool:
-        """The log is half as long again as its rows need, or more."""
+        """The log is a third longer than its rows need, or more."""
         return self._is_beyond(URGENT)
 
     @property
