@@ -28,8 +28,8 @@ from numba.extending import intrinsic
 PAGE = 4096
 CHUNK_BITS = 12
 """Bits of a block number that tell the blocks of a chunk of pages apart (`storage.places`)."""
-DEPTH = 12
-"""Levels that are walked at most; 12 are more pages than there are numbers for."""
+DEPTH = 8
+"""Levels that are walked at most: with 70 nodes in a page, more than there are numbers for."""
 _HEADER, _MAGIC, _FORMAT = 16, 0xBEEFC0DE, 1
 _BRANCH, _LEAF, _OVERFLOW = 0x01, 0x02, 0x04
 _BIG, _TREE = 0x01, 0x02
