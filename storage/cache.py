@@ -36,8 +36,10 @@ _REHASH = 0.8
 
 def overhead_bytes(capacity: int, policy: str = "lru") -> int:
     """Host bytes that ``capacity`` positions cost beside their rows."""
-    per_position = _MARK_BYTES + POLICIES[policy].bytes_per_position
-    return capacity * per_position + slots_for(capacity) * SLOT_BYTES
+    kind = POLICIES[policy]
+    per_position = _MARK_BYTES + kind.bytes_per_position
+    fixed = slots_for(capacity) * SLOT_BYTES + kind.fixed_bytes(capacity)
+    return capacity * per_position + fixed
 
 
 @nb.njit(nogil=True, cache=True)
@@ -73,6 +75,7 @@ class CacheTier:
         self._pinned = 0
         self._index = PositionIndex(self._keys)
         self._policy = make_policy(policy, capacity)
+        self._fixed = self._policy.fixed_bytes(capacity)
         self._free_count = 0
         self._fresh = 0
 
@@ -83,7 +86,7 @@ class CacheTier:
     def overhead_bytes(self) -> int:
         """Host bytes held beside the rows themselves."""
         per_position = _MARK_BYTES + self._policy.bytes_per_position
-        return self.limit * per_position + self._index.slots.nbytes
+        return self.limit * per_position + self._index.slots.nbytes + self._fixed
 
     @property
     def bytes_per_position(self) -> int:

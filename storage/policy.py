@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from storage.clock import Clock
 from storage.errors import ConfigError
+from storage.lfu import Lfu
 from storage.lru import Lru
 from storage.queue import Queue
 from storage.rows import Positions
@@ -26,6 +27,11 @@ class Policy(Protocol):
     """Order of eviction over ``capacity`` positions; each method takes unique positions."""
 
     bytes_per_position: int
+
+    @staticmethod
+    def fixed_bytes(capacity: int) -> int:
+        """Bytes beside those of the positions."""
+        ...
 
     def insert(self, positions: Positions) -> None:
         """These positions became occupied."""
@@ -60,7 +66,10 @@ class Policy(Protocol):
         ...
 
 
-POLICIES: dict[str, type[Queue]] = {"lru": Lru, "fifo": Queue, "clock": Clock, "sieve": Sieve}
+POLICIES: dict[str, type[Queue]] = {
+    "lru": Lru, "fifo": Queue, "clock": Clock, "sieve": Sieve,
+    "lfu": Lfu,
+}  # fmt: skip
 """The policies by name."""
 
 

@@ -92,6 +92,11 @@ class Queue:
 
     bytes_per_position = 8
 
+    @staticmethod
+    def fixed_bytes(capacity: int) -> int:
+        """Bytes beside those of the positions."""
+        return 0
+
     def __init__(self, capacity: int) -> None:
         self._regions = [Region(capacity + 1, np.int32), Region(capacity + 1, np.int32)]
         self._before, self._after = (region.array for region in self._regions)

@@ -129,5 +129,5 @@ def test_what_a_policy_evicts_is_a_function_of_the_accesses(name: str) -> None:
 
 
 def test_an_unknown_policy_is_refused_with_the_known_ones_named() -> None:
-    with pytest.raises(ConfigError, match=r"lru.*sieve.*'random'"):
+    with pytest.raises(ConfigError, match=r"lru.*lfu.*'random'"):
         make_policy("random", 1)
