@@ -59,6 +59,7 @@ import os, signal, sys
 import ps.backup
 from deploy.command import run
 from storage.log import BlockLog
+signal.signal(signal.SIGINT, signal.default_int_handler)  # also where it came in ignored
 append = BlockLog.append
 def interrupt(self, table, first, blocks):
     append(self, table, first, blocks)
