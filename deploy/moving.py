@@ -28,11 +28,15 @@ def export(
     from dataclasses import asdict
 
     import ps
+    from deploy.progress import Ticker
     from deploy.report import write_json
     from ps.transfer import export_store
 
+    show = Ticker()
     with ps.open(directory, None, ram=ram) as store:
-        report = export_store(store, destination, format=format, progress=_say("exported"))
+        report = export_store(
+            store, destination, format=format, progress=lambda n: show(f"exported {n:,} rows")
+        )
     typer.echo(f"{destination}: {sum(report.rows.values()):,} rows")
     write_json(json, asdict(report))
     return 0
@@ -50,24 +54,14 @@ def import_(
     """
     from dataclasses import asdict
 
+    from deploy.progress import Ticker
     from deploy.report import write_json
     from ps.transfer import import_store
 
-    report = import_store(source, directory, ram=ram, progress=_say("imported"))
+    show = Ticker()
+    report = import_store(
+        source, directory, ram=ram, progress=lambda n: show(f"imported {n:,} rows")
+    )
     typer.echo(f"{directory}: {sum(report.rows.values()):,} rows")
     write_json(json, asdict(report))
     return 0
-
-
-class _say:  # noqa: N801 - used like a function
-    """Shows a growing count, at most every two seconds."""
-
-    def __init__(self, what: str) -> None:
-        self._what, self._next = what, 0.0
-
-    def __call__(self, rows: int) -> None:
-        import time
-
-        if time.monotonic() >= self._next:
-            self._next = time.monotonic() + 2.0
-            typer.echo(f"{self._what} {rows:,} rows", err=True)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import time
 from types import TracebackType
 
+import typer
 from rich.console import Console
 from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-_LINE_SECONDS = 5.0
+_LINE_SECONDS, _SHORT_SECONDS = 5.0, 2.0
 
 
 class Meter:
@@ -49,3 +50,16 @@ class Meter:
         if not self._console.is_terminal and now >= self._next:
             self._next = now + _LINE_SECONDS
             self._console.print(f"{self._what}: {figures}", highlight=False, soft_wrap=True)
+
+
+class Ticker:
+    """Called with what is going on now; shows it on standard error at most every two seconds."""
+
+    def __init__(self) -> None:
+        self._next = 0.0
+
+    def __call__(self, line: str) -> None:
+        """Show the line, unless another was shown a moment ago."""
+        if time.monotonic() >= self._next:
+            self._next = time.monotonic() + _SHORT_SECONDS
+            typer.echo(line, err=True)

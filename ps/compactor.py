@@ -29,8 +29,8 @@ _FREED_AT_ONCE = 32
 class Compactor:
     """See the module's docstring.
 
-    ends: of a table, the ends of the cuts that are kept. spare: bytes that copies may fill before
-    there is room again. bytes_per_second: read and written.
+    ends: of a table, the ends of the cuts that are kept. spare: says how many bytes copies may fill
+    before there is room again. bytes_per_second: read and written.
     """
 
     def __init__(
@@ -77,10 +77,10 @@ class Compactor:
                 self._pauses -= 1
                 self._changed.notify_all()
 
-    def reclaim(self, room: int) -> bool:
+    def reclaim(self, room: Callable[[], int]) -> bool:
         """Free something now that can be freed now; whether there was anything.
 
-        room: bytes that copies may fill before. Raises: DiskFullError.
+        room: says how many bytes copies may fill before. Raises: DiskFullError.
         """
         with self._working():
             if self._free():
@@ -144,9 +144,7 @@ class Compactor:
         with self._working():
             if self._pauses:
                 return 0
-            return self._free() or next(
-                (n for c in self._tables if (n := c.step(self._spare()))), 0
-            )
+            return self._free() or next((n for c in self._tables if (n := c.step(self._spare))), 0)
 
     def _free(self) -> int:
         """Free some segments: a number of bytes that stands for the work, 0 for none."""

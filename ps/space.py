@@ -94,7 +94,7 @@ class Space:
     def _make_room(self, size: int, what: str) -> None:
         self._log.wait()
         while self._log.room() < size:
-            if self._compactor.reclaim(self._log.room()):
+            if self._compactor.reclaim(self._log.room):
                 self._log.wait()
             elif len(self._checkpoints.steps) > 1:
                 given_up = self._checkpoints.give_up_older()

@@ -60,18 +60,18 @@ class Compaction:
         """Rows are written faster than they are worked off: their writer should help."""
         return self._is_beyond(OVERDUE)
 
-    def step(self, room: int, *, everything: bool = False, begin: int = 0) -> int:
+    def step(self, room: Callable[[], int], *, everything: bool = False, begin: int = 0) -> int:
         """Empty one segment, if there is one to empty: how many bytes were read and written.
 
-        room: bytes that its copies may fill, or nothing is done. everything: even when there is no
-        excess, as long as a segment is not nearly full. begin: the lowest block to look at. Raises:
-        DiskFullError; a segment may be partly emptied, which is no harm.
+        room: says how many bytes its copies may fill; too few, and nothing is done. everything:
+        even when there is no excess, as long as a segment is not nearly full. begin: the lowest
+        block to look at. Raises: DiskFullError; a segment may be partly emptied, which is no harm.
         """
         with self._turn():
             segment = self._choose(everything, begin)
             if segment is None:
                 return 0
-            if self._ssd.shape.disk_bytes(self._ssd.segments.live(segment)) > room:
+            if self._ssd.shape.disk_bytes(self._ssd.segments.live(segment)) > room():
                 self._chosen.clear()
                 return 0
             first = segment << SEGMENT_BITS

@@ -47,7 +47,8 @@ class Places:
     def __init__(self) -> None:
         self.bases = np.zeros(0, np.uint64)
         self._chunks: dict[int, NDArray[np.uint32]] = {}
-        self._lowest = 0
+        # Chunks from the one to below the other were made.
+        self._lowest = self._next = 0
 
     @property
     def bytes(self) -> int:
@@ -56,27 +57,28 @@ class Places:
 
     def growth_bound(self, begin: int, end: int) -> int:
         """Bytes that `reserve` of the same blocks adds, a copy of ``bases`` included."""
-        chunks = [c for c in self._needed(begin, end) if c not in self._chunks]
+        chunks = self._needed(begin, end)
         bases = 2 * self.bases.nbytes + 8 * (chunks[-1] + 1) if chunks else 0
         return len(chunks) * _BYTES + bases
 
     def reserve(self, begin: int, end: int) -> None:
         """Take memory for the blocks from ``begin`` to below ``end``."""
         for chunk in self._needed(begin, end):
-            if chunk not in self._chunks:
-                if chunk >= len(self.bases):
-                    more = np.zeros(chunk + 1 + len(self.bases) // 4, np.uint64)
-                    more[: len(self.bases)] = self.bases
-                    self.bases = more
-                pages = self._chunks[chunk] = np.zeros(_CHUNK, np.uint32)
-                self.bases[chunk] = pages.__array_interface__["data"][0]
+            if chunk >= len(self.bases):
+                more = np.zeros(chunk + 1 + len(self.bases) // 4, np.uint64)
+                more[: len(self.bases)] = self.bases
+                self.bases = more
+            pages = self._chunks[chunk] = np.zeros(_CHUNK, np.uint32)
+            self.bases[chunk] = pages.__array_interface__["data"][0]
+            self._next = chunk + 1
 
     def release(self, begin: int) -> None:
         """The blocks below ``begin`` are gone."""
-        self._lowest = max(self._lowest, begin >> CHUNK_BITS)
-        for chunk in [c for c in self._chunks if c + 1 << CHUNK_BITS <= begin]:
-            self.bases[chunk] = 0
-            del self._chunks[chunk]
+        lowest = max(self._lowest, begin >> CHUNK_BITS)
+        for chunk in range(self._lowest, min(lowest, self._next)):
+            if self._chunks.pop(chunk, None) is not None:
+                self.bases[chunk] = 0
+        self._lowest = lowest
 
     def of(self, numbers: Positions) -> NDArray[np.uint32]:
         """(n,) pages of these blocks, 0 where it is not known."""
@@ -89,4 +91,5 @@ class Places:
         _scatter(self.bases, numbers, pages)
 
     def _needed(self, begin: int, end: int) -> range:
-        return range(max(self._lowest, begin >> CHUNK_BITS), (end - 1 >> CHUNK_BITS) + 1)
+        first = max(self._lowest, self._next, begin >> CHUNK_BITS)
+        return range(first, (end - 1 >> CHUNK_BITS) + 1)

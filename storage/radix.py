@@ -20,8 +20,6 @@ from storage.rows import Keys, Positions
 _LOWER_BITS, _UPPER_BITS = 10, 12
 _LOWER_SHIFT, _UPPER_SHIFT = np.uint64(42), np.uint64(52)
 _LOWER_MASK = np.uint64((1 << _LOWER_BITS) - 1)
-BYTES_PER_KEY = 48
-"""Bytes that `newest` takes for each key, those that it was given included."""
 
 
 @nb.njit(nogil=True, cache=True)

@@ -48,8 +48,8 @@ def _select(bits: Any, base: Any, shift: Any, numbers: Any, chosen: Any) -> None
 
 
 class Reachable:
-    """See the module's docstring. ``rows``: how many versions; ``newest``: those of the highest
-    end alone; ``segments``: those of the log.
+    """See the module's docstring. ``rows``: how many versions; ``newest``: those that the
+    highest end shows; ``segments``: those of the log.
 
     ends: of the kept cuts. losses: takes what is damaged of directory and tombstones; without it
     that is a CorruptError.
@@ -65,7 +65,7 @@ class Reachable:
     ) -> None:
         self._losses = losses
         self._log, self._table, self._shift = log, table, place_bits
-        self.rows = 0
+        self.rows = self.newest = 0
         recovery = Recovery(log, table, place_bits, losses)
         self._base = log.first(table) >> SEGMENT_BITS << SEGMENT_BITS << place_bits
         self._end = log.committed[table]
@@ -73,8 +73,7 @@ class Reachable:
         # Pages of it that belong to numbers that are gone are never touched.
         self._bits = np.zeros(max(0, -(-places // 8)), np.uint8)
         for end in recovery.run(sorted(set(ends))):
-            self._mark_all(recovery.index, end)
-        self.newest = len(recovery.index)
+            self.newest = len(recovery.index) - self._mark_all(recovery.index, end)
         self.segments = recovery.segments
 
     def select(self, numbers: Positions, rows: int) -> NDArray[np.bool_]:
@@ -88,10 +87,13 @@ class Reachable:
         numbers = np.arange(begin, min(end, self._end))
         return numbers[self.select(numbers, rows).any(axis=1)]
 
-    def _mark_all(self, index: AddressIndex, end: int) -> None:
-        """Mark what the index has, but for what a later tombstone hides."""
+    def _mark_all(self, index: AddressIndex, end: int) -> int:
+        """Mark what the index has, but for what a later tombstone hides: how many those are."""
+        hidden = 0
         for bucket in range(BUCKETS):
             self.rows += _mark(self._bits, self._base, index.segment(bucket)[1], True)
         for made_at, keys in sound_tombstones(self._log, self._table, self._losses):
             if made_at > end:
-                self.rows -= _mark(self._bits, self._base, index.find(keys), False)
+                hidden += _mark(self._bits, self._base, index.find(keys), False)
+        self.rows -= hidden
+        return hidden

@@ -33,7 +33,7 @@ _LOW12, _LOW32 = np.uint64(0xFFF), np.uint64(0xFFFFFFFF)
 
 
 @intrinsic
-def _pointer(typingctx: Any, address: Any) -> Any:
+def pointer(typingctx: Any, address: Any) -> Any:
     """A numba pointer from an integer address, for `nb.carray`."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -80,13 +80,13 @@ def following(slot: Any, capacity: Any) -> Any:
 @nb.njit(nogil=True, cache=True)
 def words_at(base: Any, capacity: Any) -> Any:
     """A segment's words: remainder in the upper 52 bits, upper 12 bits of the address below."""
-    return nb.carray(_pointer(base), capacity, np.uint64)
+    return nb.carray(pointer(base), capacity, np.uint64)
 
 
 @nb.njit(nogil=True, cache=True)
 def lows_at(base: Any, capacity: Any) -> Any:
     """The lower 32 bits of a segment's addresses."""
-    return nb.carray(_pointer(base + np.uint64(8 * capacity)), capacity, np.uint32)
+    return nb.carray(pointer(base + np.uint64(8 * capacity)), capacity, np.uint32)
 
 
 @nb.njit(nogil=True, cache=True)

@@ -53,11 +53,15 @@ class Segments:
     Arrays by segment number, from ``_base`` on: live rows, blocks (0: it is not there), and
     ``copies`` (-1: not emptied, -2: not to be emptied). They grow in `reserve` only, so that a
     budget can be asked first. ``places``: where on the disk their blocks lie.
+
+    ``blocks``: how many there are, ``emptied_blocks`` of them in emptied segments, which wait to be
+    freed. Counted as they come and go: any thread may read them, at every step, at any size.
     """
 
     def __init__(self, place_bits: int, begin: int = 0) -> None:
         self._shift = place_bits + SEGMENT_BITS
         self.places = Places()
+        self.blocks = self.emptied_blocks = 0
         self._base = begin >> SEGMENT_BITS
         self._live = np.zeros(_FIRST, np.int32)
         self._blocks = np.zeros(_FIRST, np.uint8)
@@ -67,16 +71,6 @@ class Segments:
     def bytes(self) -> int:
         """RAM held."""
         return len(self._live) * _BYTES + self.places.bytes
-
-    @property
-    def blocks(self) -> int:
-        """Blocks that are there, emptied ones included."""
-        return int(self._blocks.sum(dtype=np.int64))
-
-    @property
-    def emptied_blocks(self) -> int:
-        """Blocks of emptied segments, which wait to be freed."""
-        return int(self._blocks[self._copies >= 0].sum(dtype=np.int64))
 
     @property
     def span(self) -> int:
@@ -112,6 +106,7 @@ class Segments:
     def add(self, numbers: Positions) -> None:
         """Blocks of these numbers are there now, which were not; they must be reserved."""
         np.add.at(self._blocks, (numbers >> SEGMENT_BITS) - self._base, np.uint8(1))
+        self.blocks += len(numbers)
 
     def move(self, before: Positions, after: Positions) -> None:
         """Rows have other addresses: (U,) each, -1 for none."""
@@ -144,6 +139,7 @@ class Segments:
     def mark_emptied(self, segment: int, copies: int) -> None:
         """Its live rows stand again below block ``copies``."""
         assert self.live(segment) == 0, "a segment was called empty while it had live rows"
+        self.emptied_blocks += self.count(segment)
         self._copies[segment - self._base] = copies
 
     def mark_dead(self, end: int) -> None:
@@ -151,6 +147,7 @@ class Segments:
         dead = (self._live == 0) & (self._blocks > 0) & (self._copies == _LIVING)
         dead[max(0, (end >> SEGMENT_BITS) - self._base) :] = False
         self._copies[dead] = end
+        self.emptied_blocks += int(self._blocks[dead].sum(dtype=np.int64))
 
     def mark_stuck(self, segment: int) -> None:
         """A row of it cannot be read: leave it where it is."""
@@ -166,7 +163,10 @@ class Segments:
         return self._base + emptied[free]
 
     def drop(self, segments: Positions) -> None:
-        """These segments are gone from the disk."""
+        """These emptied segments are gone from the disk."""
+        gone_blocks = int(self._blocks[segments - self._base].sum(dtype=np.int64))
+        self.blocks -= gone_blocks
+        self.emptied_blocks -= gone_blocks
         self._blocks[segments - self._base] = 0
         self._copies[segments - self._base] = _LIVING
         there = np.flatnonzero(self._blocks)

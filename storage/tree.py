@@ -25,6 +25,8 @@ import numpy as np
 from numba import types
 from numba.extending import intrinsic
 
+from storage.ring import pointer
+
 PAGE = 4096
 CHUNK_BITS = 12
 """Bits of a block number that tell the blocks of a chunk of pages apart (`storage.places`)."""
@@ -33,21 +35,11 @@ DEPTH = 8
 _HEADER, _MAGIC, _FORMAT = 16, 0xBEEFC0DE, 1
 _BRANCH, _LEAF, _OVERFLOW = 0x01, 0x02, 0x04
 _BIG, _TREE = 0x01, 0x02
-_MOST_PAGES = 1 << 16
 
-_pread = types.ExternalFunction(
+pread = types.ExternalFunction(
     "pread", types.intp(types.intc, types.uintp, types.uintp, types.int64)
 )
-
-
-@intrinsic
-def _pointer(typingctx: Any, address: Any) -> Any:
-    """A numba pointer from an integer address, for `nb.carray`."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.inttoptr(args[0], context.get_value_type(signature.return_type))
-
-    return types.voidptr(types.uint64), codegen
+"""For kernels: file, address of memory, bytes, place in the file -> bytes read, -1 on failure."""
 
 
 @intrinsic
@@ -115,7 +107,7 @@ def _descend(fd: Any, root: Any, key: Any, path: Any, held: Any) -> Any:
         page = path[level]
         if held[level] != number:
             held[level] = -1
-            if _pread(fd, page.ctypes.data, PAGE, number * PAGE) != PAGE:
+            if pread(fd, page.ctypes.data, PAGE, number * PAGE) != PAGE:
                 return 0, 0
             held[level] = number
         place = _find(page, key)
@@ -136,7 +128,7 @@ def _descend(fd: Any, root: Any, key: Any, path: Any, held: Any) -> Any:
 def _bring(fd: Any, page: Any, number: Any, out: Any, scratch: Any) -> Any:
     """Read the value that begins on a page; whether it is one, of that size and that number."""
     size = out.shape[0]
-    if _pread(fd, scratch.ctypes.data, size + _HEADER, page * PAGE) != size + _HEADER:
+    if pread(fd, scratch.ctypes.data, size + _HEADER, page * PAGE) != size + _HEADER:
         return False
     out[:] = scratch[_HEADER:]
     pages = scratch.view(np.uint16)
@@ -175,7 +167,7 @@ def fetch(
 @nb.njit(nogil=True, cache=True)
 def chunk_at(base: Any) -> Any:
     """The pages of a chunk of block numbers, at an integer address."""
-    return nb.carray(_pointer(base), 1 << CHUNK_BITS, np.uint32)
+    return nb.carray(pointer(base), 1 << CHUNK_BITS, np.uint32)
 
 
 @nb.njit(nogil=True, cache=True)
@@ -186,7 +178,7 @@ def locate(fd: Any, root: Any, begin: Any, end: Any, bases: Any, path: Any) -> N
     """
     at = np.zeros(DEPTH, np.int64)
     level = 0
-    if _pread(fd, path[0].ctypes.data, PAGE, root * PAGE) != PAGE:
+    if pread(fd, path[0].ctypes.data, PAGE, root * PAGE) != PAGE:
         return
     while level >= 0:
         page = path[level]
@@ -209,7 +201,7 @@ def locate(fd: Any, root: Any, begin: Any, end: Any, bases: Any, path: Any) -> N
             number = low | np.int64(page[(place >> 1) + 2]) << 32
             level += 1
             at[level] = 0
-            if _pread(fd, path[level].ctypes.data, PAGE, number * PAGE) != PAGE:
+            if pread(fd, path[level].ctypes.data, PAGE, number * PAGE) != PAGE:
                 return
         elif page[5] & _LEAF:
             place = _node(page, i, 24)

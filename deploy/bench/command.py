@@ -28,17 +28,22 @@ def store(
     """
     import shutil
 
-    from deploy.bench.store import Plan, bench_store
+    from deploy.bench.store import Plan, bench_store, ensure_fits
     from deploy.display import show_table
+    from deploy.progress import Ticker
     from deploy.report import write_json
     from storage.errors import ConfigError
 
     if dir.exists():
         raise ConfigError(f"--dir {dir}: expected a new folder, but it is there; name another")
     plan = Plan(dir, rows, dim, rounds, reads, peers)
-    dir.mkdir(parents=True)
     try:
-        figures = bench_store(plan, _Say())
+        dir.mkdir(parents=True)
+    except OSError as error:
+        raise ConfigError(f"--dir {dir}: cannot be made ({error.strerror})") from error
+    try:
+        ensure_fits(plan)
+        figures = bench_store(plan, Ticker())
     finally:
         shutil.rmtree(dir, ignore_errors=True)
     show_table(f"{rows:,} rows x {dim} float32", _shown(figures))
@@ -66,17 +71,3 @@ def _shown(figures: dict[str, Any]) -> dict[str, str]:
             f"{peer['read_rows_per_s']:,.0f} /s, {peer['append_rows_per_s']:,.0f} /s"
         )
     return shown
-
-
-class _Say:
-    """Shows what is going on, at most every two seconds."""
-
-    def __init__(self) -> None:
-        self._next = 0.0
-
-    def __call__(self, what: str) -> None:
-        import time
-
-        if time.monotonic() >= self._next:
-            self._next = time.monotonic() + 2.0
-            typer.echo(what, err=True)

@@ -20,16 +20,11 @@ from typing import Any
 
 import numba as nb
 import numpy as np
-from numba import types
 
 from storage.errors import ConfigError
+from storage.tree import PAGE, pread
 
-PAGE = 4096
 DEPTHS = (1, 2, 4, 8, 16, 32)
-
-_pread = types.ExternalFunction(
-    "pread", types.intp(types.intc, types.uintp, types.uintp, types.int64)
-)
 
 
 @nb.njit(nogil=True, cache=True)
@@ -37,7 +32,7 @@ def _read_pages(fd: Any, buffer: Any, pages: Any) -> Any:
     """Bytes that reading these pages gave."""
     total = 0
     for i in range(pages.shape[0]):
-        total += _pread(fd, buffer.ctypes.data, PAGE, pages[i] * PAGE)
+        total += pread(fd, buffer.ctypes.data, PAGE, pages[i] * PAGE)
     return total
 
 

@@ -10,6 +10,7 @@ Threads: one.
 from __future__ import annotations
 
 import os
+import shutil
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -27,13 +28,16 @@ from deploy.bench.holder import (
     installed_peers,
     open_holder,
 )
+from storage.budget import show_size
 from storage.compaction import Compaction
+from storage.errors import DiskFullError
 from storage.rows import Keys
 
 BATCH = 16_384
 _PEER_SHARE = 8
 _TIMES_OVER = 3
-_ROOM = 1 << 62
+# The store, a plain file of a round, and peers and overwriting at an eighth each.
+_DISK_SHARE = 3.0
 
 Say = Callable[[str], None]
 
@@ -54,6 +58,16 @@ class Plan:
     def row_bytes(self) -> int:
         """Of a key, a step and an embedding."""
         return 12 + 4 * self.dim
+
+
+def ensure_fits(plan: Plan) -> None:
+    """Raises: DiskFullError when the disk has no room for all that is written."""
+    needed, free = _DISK_SHARE * plan.rows * plan.row_bytes, shutil.disk_usage(plan.folder).free
+    if free < needed:
+        raise DiskFullError(
+            f"{plan.folder}: expected {show_size(int(needed))} free, found {show_size(free)}; "
+            f"measure fewer --rows, or another disk with --dir"
+        )
 
 
 def bench_store(plan: Plan, say: Say) -> dict[str, Any]:
@@ -199,7 +213,7 @@ def _overwrite(plan: Plan, say: Say) -> dict[str, Any]:
                 say(f"overwriting, {i * BATCH / rows:.1f} of {times} times")
                 keys = plan.rng.choice(rows, BATCH, replace=False).astype(np.uint64)
                 holder.append(keys, _values(plan, keys))
-                while compaction.excess and compaction.step(_ROOM):
+                while compaction.excess and compaction.step(lambda: 1 << 62):
                     pass
                 holder.sync()
                 tier.free([tier.end])

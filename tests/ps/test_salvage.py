@@ -127,3 +127,14 @@ def test_a_store_without_a_cut_shows_nothing(tmp_path: Path) -> None:
     with ps.open(tmp_path, [ADS], ram="4MiB") as made:
         made.abandon()
     assert diagnose(tmp_path).rows == {"ads": 0}
+
+
+def test_rows_are_those_of_the_last_cut_and_not_of_what_came_after(store: Path) -> None:
+    with ps.open(store, None, ram="4MiB") as opened:
+        opened.delete("ads", np.arange(10))
+        opened.write("ads", np.arange(ROWS, 2 * ROWS), np.ones((ROWS, 16)))
+        opened.stacks["ads"].hierarchy.flush()
+        opened.abandon()  # as a kill would
+    assert diagnose(store).rows == {"ads": ROWS - 10}
+    with ps.open(store, None, ram="4MiB") as opened:
+        assert len(opened.stacks["ads"].ssd) == ROWS - 10

@@ -58,7 +58,7 @@ def test_compaction_leaves_room_for_a_checkpoint(tmp_path: Path) -> None:
             with contextlib.suppress(DiskFullError):
                 store.write("ads", keys, np.full((2000, 64), 1.0))
             with compactor.paused():
-                while compactor._tables[0].step(store._upkeep.space.spare(), everything=True):
+                while compactor._tables[0].step(store._upkeep.space.spare, everything=True):
                     pass
             assert store._upkeep.space.spare() >= 0
         store.checkpoint(1)

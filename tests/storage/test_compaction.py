@@ -18,7 +18,6 @@ from tests.storage.test_tier import Oracle, make_ssd, rows_of
 
 # As many rows as fill a segment.
 FULL = ROWS * SEGMENT_BLOCKS
-ROOM = 1 << 30
 
 
 @pytest.fixture
@@ -30,7 +29,7 @@ def log(tmp_path: Path) -> Iterator[BlockLog]:
 def empty_all(ssd: SsdTier) -> int:
     """Empty every segment with a stale row: how many steps."""
     compaction, steps = Compaction(ssd, nullcontext), 0
-    while compaction.step(ROOM, everything=True):
+    while compaction.step(lambda: 1 << 30, everything=True):
         steps += 1
         assert steps < 1000
     return steps
@@ -136,7 +135,7 @@ def test_the_log_stays_short_under_uniform_overwriting(log: BlockLog, checkpoint
         chosen = rng.permutation(rows)[:batch]
         ssd.write(rows_of(chosen.astype(np.uint64), tag))
         truth[chosen] = tag
-        while compaction.excess and compaction.step(ROOM):
+        while compaction.excess and compaction.step(lambda: 1 << 30):
             ssd.free(ends)
         if checkpoints and tag % checkpoints == 0:
             ssd.flush()

@@ -32,7 +32,6 @@ from storage.rows import Keys, Positions
 from tests.storage.test_hierarchy import change, numbered, values_at
 from tests.storage.test_tier import LAST, as_keys, fresh, make_stack, ones, rows_of
 
-ROOM = 1 << 30
 UNIVERSE = np.concatenate((as_keys(0, LAST), numbered(1, 90)))
 chosen = st.lists(st.sampled_from(UNIVERSE.tolist()), unique=True, max_size=12)
 
@@ -141,7 +140,7 @@ class StackMachine(RuleBasedStateMachine):
 
     @rule()
     def empty_a_segment(self) -> None:
-        self.compaction.step(ROOM, everything=True)
+        self.compaction.step(lambda: 1 << 30, everything=True)
 
     @rule()
     def free(self) -> None:

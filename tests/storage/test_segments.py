@@ -98,6 +98,17 @@ def test_what_is_gone_at_the_front_costs_no_memory_for_ever() -> None:
             made.mark_emptied(old, 64 * (segment + 1))
             made.drop(made.freeable([64 * (segment + 1)]))
         most = max(most, made.bytes)
+        assert made.blocks == 64 * len(made.present) and made.emptied_blocks == 0
     assert made.present.tolist() == list(range(19_990, 20_000)) and made.span == 10
     assert made.live(19_995) == 1
     assert most < 13 * 5 * 1024 + 2 * 4 * 4096 + 8 * 400
+
+
+def test_blocks_are_counted_as_they_come_and_go() -> None:
+    made = segments_of(300)
+    assert (made.blocks, made.emptied_blocks) == (300, 0)
+    made.mark_emptied(1, 300)
+    made.mark_dead(300)
+    assert (made.blocks, made.emptied_blocks) == (300, 256)  # the fifth is not whole
+    made.drop(made.freeable([300]))
+    assert (made.blocks, made.emptied_blocks) == (44, 0)

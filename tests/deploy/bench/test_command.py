@@ -31,3 +31,13 @@ def test_a_folder_that_is_there_is_not_touched(
     assert run(["bench", "store", "--dir", str(tmp_path)]) == 1
     assert capsys.readouterr().err.count("\n") == 1
     assert (tmp_path / "mine").exists()
+
+
+@pytest.mark.parametrize(("rows", "under"), [(10**13, ""), (1 << 17, "file")])
+def test_what_cannot_be_measured_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], rows: int, under: str
+) -> None:
+    (tmp_path / "file").write_text("x")
+    assert run(["bench", "store", "--dir", str(tmp_path / under / "b"), "--rows", str(rows)]) == 1
+    assert capsys.readouterr().err.count("\n") == 1
+    assert not (tmp_path / under / "b").exists()
