@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from ps.kernel import LANES
+from ps.lanes import LANES
 from ps.optimizer import FTRL, SGD, Adagrad, Adam, Optimizer, RowWiseAdagrad, RowWiseAdam
 
 Form = Callable[[Sequence[float], Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -79,7 +79,7 @@ def merge_tensors(
 
 
 def _mean_of_squares(gradient: Tensor) -> Tensor:
-    """(U, 1), in the order of `kernel.sum_of_squares`.
+    """(U, 1), in the order of `lanes.sum_of_squares`.
 
     torch's own sum chooses its order by the shape of the whole batch.
     """

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ps.kernel import fetch_row, inlined, kernel, unowned
+from storage.kernel import fetch_row, inlined, kernel, unowned
 
 Indices = NDArray[np.int32] | NDArray[np.int64]
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from storage.errors import ConfigError
-from storage.policy import POLICIES
+from storage.policy import check_policy
 
 DURABILITIES = ("strict", "interval", "checkpoint")
 
@@ -44,8 +44,7 @@ class Settings:
             raise ConfigError(
                 f"durability: expected one of {', '.join(DURABILITIES)}, got {self.durability!r}"
             )
-        if self.policy not in POLICIES:
-            raise ConfigError(f"policy: expected one of {', '.join(POLICIES)}, got {self.policy!r}")
+        check_policy(self.policy)
         if not 0 < self.interval_seconds < 3600:
             raise ConfigError(
                 f"interval_seconds: expected more than 0 and less than 3600, got "

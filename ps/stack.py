@@ -124,6 +124,9 @@ class Stack:
         self, name: str, row_bytes: int, room: int, device: torch.device, *, coded: bool = False
     ) -> CacheTier:
         rows = int(room / (row_bytes + self._overhead + ENTRY_BYTES)) - 1
+        if rows >= _LEAST_ROWS:  # some overhead comes in powers of two
+            overhead = overhead_bytes(rows, self._policy) / rows
+            rows = min(rows, int(room / (row_bytes + overhead + ENTRY_BYTES)) - 1)
         return self._make(name, self._bounded(rows, "--ram"), device, coded=coded)
 
     def _make(self, name: str, rows: int, device: torch.device, *, coded: bool) -> CacheTier:

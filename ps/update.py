@@ -7,7 +7,7 @@ What is promised of the bits. All arithmetic is float32, in the order written he
 multiply-add or fastmath; the square root and the division are IEEE's. A row's result depends on
 its own gradient, state and constants alone, so the unique rows may be cut into ranges and spread
 over threads in any way. The sum over a row's floats has a fixed order too
-(`kernel.sum_of_squares`). `ps/device.py` computes in the same order.
+(`lanes.sum_of_squares`). `ps/device.py` computes in the same order.
 
 Threads: kernels release the GIL; calls on disjoint ranges may run at once, for positions are
 unique. An array is written only at those positions.
@@ -20,18 +20,9 @@ from typing import Any
 import numpy as np
 
 from ps.gradient import add_accesses, are_finite
-from ps.kernel import (
-    LANES,
-    fetch_item,
-    fetch_row,
-    inlined,
-    keep,
-    kernel,
-    root,
-    sum_of_squares,
-    unowned,
-)
+from ps.lanes import LANES, root, sum_of_squares
 from ps.optimizer import FTRL, SGD, Adagrad, Adam, RowWiseAdagrad, RowWiseAdam
+from storage.kernel import fetch_item, fetch_row, inlined, keep, kernel, unowned
 
 AHEAD = 4
 """Rows between asking for a row and updating it; 2 to 16 measure alike."""

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from storage.array import Region, RowArray
 from storage.index import SLOT_BYTES, PositionIndex, slots_for
-from storage.policy import POLICIES, make_policy
+from storage.policy import layout_of, make_policy
 from storage.rows import Counts, Keys, Positions, Rows
 from storage.stats import TierStats
 
@@ -36,10 +36,9 @@ _REHASH = 0.8
 
 def overhead_bytes(capacity: int, policy: str = "lru") -> int:
     """Host bytes that ``capacity`` positions cost beside their rows."""
-    kind = POLICIES[policy]
-    per_position = _MARK_BYTES + kind.bytes_per_position
-    fixed = slots_for(capacity) * SLOT_BYTES + kind.fixed_bytes(capacity)
-    return capacity * per_position + fixed
+    layout = layout_of(policy, capacity)
+    per_position = _MARK_BYTES + layout.bytes_per_position
+    return capacity * per_position + slots_for(capacity) * SLOT_BYTES + layout.fixed_bytes
 
 
 @nb.njit(nogil=True, cache=True)
@@ -74,8 +73,8 @@ class CacheTier:
         self.steps, self.dirty, self._pins, self._keys, self._free = (m.array for m in self._marks)
         self._pinned = 0
         self._index = PositionIndex(self._keys)
-        self._policy = make_policy(policy, capacity)
-        self._fixed = self._policy.fixed_bytes(capacity)
+        self._policy = make_policy(policy, capacity, self._keys)
+        self._layout = layout_of(policy, capacity)
         self._free_count = 0
         self._fresh = 0
 
@@ -85,13 +84,13 @@ class CacheTier:
     @property
     def overhead_bytes(self) -> int:
         """Host bytes held beside the rows themselves."""
-        per_position = _MARK_BYTES + self._policy.bytes_per_position
-        return self.limit * per_position + self._index.slots.nbytes + self._fixed
+        per_position = _MARK_BYTES + self._layout.bytes_per_position
+        return self.limit * per_position + self._index.slots.nbytes + self._layout.fixed_bytes
 
     @property
     def bytes_per_position(self) -> int:
         """Bytes that one position less gives back at once: row, marks and policy, not the index."""
-        return self.array.bytes_per_position + _MARK_BYTES + self._policy.bytes_per_position
+        return self.array.bytes_per_position + _MARK_BYTES + self._layout.bytes_per_position
 
     @property
     def room(self) -> int:
@@ -158,6 +157,7 @@ class CacheTier:
         below admits them again and has lost nothing.
         """
         known = self._index.find(keys)
+        self._policy.expect(keys[known < 0])
         known = known[known >= 0]
         room = self._free_count + self.limit - self._fresh
         self.pin(known)

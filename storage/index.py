@@ -40,56 +40,6 @@ def slots_for(capacity: int) -> int:
 
 
 @nb.njit(nogil=True, cache=True)
-def find(slots: Any, owners: Any, keys: Any, positions: Any) -> None:
-    """Write each key's position, or -1, into ``positions``.
-
-    slots: (S,) uint64. owners: (C,) uint64. keys: (U,) uint64. positions: (U,) int64, written.
-    """
-    size = np.uint64(slots.shape[0])
-    for i in range(keys.shape[0]):
-        key = keys[i]
-        tag = mix(key) & _LOW
-        slot: Any = np.int64((tag * size) >> _32)
-        answer = np.int64(-1)
-        while True:
-            word = slots[slot]
-            if word == EMPTY:
-                break
-            if word >> _32 == tag:
-                position = np.int64(word & _LOW)
-                if owners[position] == key:
-                    answer = position
-                    break
-            slot = slot + 1 if slot + 1 < slots.shape[0] else 0
-        positions[i] = answer
-
-
-@nb.njit(nogil=True, cache=True)
-def insert(slots: Any, keys: Any, positions: Any) -> None:
-    """Add keys that are not there. keys: (U,) uint64. positions: (U,) int64, free ones."""
-    size = np.uint64(slots.shape[0])
-    for i in range(keys.shape[0]):
-        tag = mix(keys[i]) & _LOW
-        slot: Any = np.int64((tag * size) >> _32)
-        while slots[slot] != EMPTY:
-            slot = slot + 1 if slot + 1 < slots.shape[0] else 0
-        slots[slot] = (tag << _32) | np.uint64(positions[i])
-
-
-@nb.njit(nogil=True, cache=True)
-def erase(slots: Any, owners: Any, positions: Any) -> None:
-    """Remove the keys at ``positions`` (all of them present); ``owners`` must still name them."""
-    size = np.uint64(slots.shape[0])
-    for i in range(positions.shape[0]):
-        tag = mix(owners[positions[i]]) & _LOW
-        word = (tag << _32) | np.uint64(positions[i])
-        slot: Any = np.int64((tag * size) >> _32)
-        while slots[slot] != word:
-            slot = slot + 1 if slot + 1 < slots.shape[0] else 0
-        _close_gap(slots, slot)
-
-
-@nb.njit(nogil=True, cache=True)
 def _close_gap(slots: Any, gap: Any) -> None:
     """Empty slot ``gap``, moving back what was displaced over it."""
     size = np.uint64(slots.shape[0])
@@ -111,6 +61,70 @@ def _close_gap(slots: Any, gap: Any) -> None:
             slots[gap] = word
             gap = slot
     slots[gap] = EMPTY
+
+
+@nb.njit(nogil=True, cache=True)
+def find_one(slots: Any, owners: Any, key: Any) -> Any:
+    """The position of a key, or -1. slots: (S,) uint64. owners: (C,) uint64."""
+    size = np.uint64(slots.shape[0])
+    tag = mix(key) & _LOW
+    slot: Any = np.int64((tag * size) >> _32)
+    while True:
+        word = slots[slot]
+        if word == EMPTY:
+            return np.int64(-1)
+        if word >> _32 == tag:
+            position = np.int64(word & _LOW)
+            if owners[position] == key:
+                return position
+        slot = slot + 1 if slot + 1 < slots.shape[0] else 0
+
+
+@nb.njit(nogil=True, cache=True)
+def insert_one(slots: Any, key: Any, position: Any) -> None:
+    """Add a key that is not there, at a free position."""
+    size = np.uint64(slots.shape[0])
+    tag = mix(key) & _LOW
+    slot: Any = np.int64((tag * size) >> _32)
+    while slots[slot] != EMPTY:
+        slot = slot + 1 if slot + 1 < slots.shape[0] else 0
+    slots[slot] = (tag << _32) | np.uint64(position)
+
+
+@nb.njit(nogil=True, cache=True)
+def erase_one(slots: Any, owners: Any, position: Any) -> None:
+    """Remove the key at an occupied position; ``owners`` must still name it."""
+    size = np.uint64(slots.shape[0])
+    tag = mix(owners[position]) & _LOW
+    word = (tag << _32) | np.uint64(position)
+    slot: Any = np.int64((tag * size) >> _32)
+    while slots[slot] != word:
+        slot = slot + 1 if slot + 1 < slots.shape[0] else 0
+    _close_gap(slots, slot)
+
+
+@nb.njit(nogil=True, cache=True)
+def find(slots: Any, owners: Any, keys: Any, positions: Any) -> None:
+    """Write each key's position, or -1, into ``positions``.
+
+    slots: (S,) uint64. owners: (C,) uint64. keys: (U,) uint64. positions: (U,) int64, written.
+    """
+    for i in range(keys.shape[0]):
+        positions[i] = find_one(slots, owners, keys[i])
+
+
+@nb.njit(nogil=True, cache=True)
+def insert(slots: Any, keys: Any, positions: Any) -> None:
+    """Add keys that are not there. keys: (U,) uint64. positions: (U,) int64, free ones."""
+    for i in range(keys.shape[0]):
+        insert_one(slots, keys[i], positions[i])
+
+
+@nb.njit(nogil=True, cache=True)
+def erase(slots: Any, owners: Any, positions: Any) -> None:
+    """Remove the keys at ``positions`` (all of them present); ``owners`` must still name them."""
+    for i in range(positions.shape[0]):
+        erase_one(slots, owners, positions[i])
 
 
 class PositionIndex:

@@ -1,80 +1,144 @@
 """Eviction policies: which position leaves first.
 
-A policy is arrays and kernels over *positions*; it never sees keys or rows. All calls come in batch
-order from one thread, so what is evicted is a function of the accesses alone, never of timing.
-One more policy is one more file with a class that has these methods, and a line in `POLICIES`.
+A policy is data: a NamedTuple of arrays over *positions*, with numba kernels as its static methods.
+It never sees rows, and keys only where it remembers who has left (``owners``, the cache's own array
+of the key at each position). All calls come in batch order from one thread, so what is evicted is a
+function of the accesses alone, never of timing.
+
+One more policy is one more file in `storage.policies` with such a class, and a line in `POLICIES`.
+The class has the kernels that `Policy` calls, a `begin` that sets the arrays up, and a `layout`
+that says what they are, so that their bytes are counted before they exist.
 
 Threads: one owner.
 """
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from storage.clock import Clock
+from storage.array import Region
 from storage.errors import ConfigError
-from storage.lfu import Lfu
-from storage.lru import Lru
-from storage.queue import Queue
-from storage.rows import Positions
-from storage.sieve import Sieve
+from storage.policies import kernels
+from storage.policies.arc import Arc
+from storage.policies.clock import Clock
+from storage.policies.fifo import Fifo
+from storage.policies.layered import Layered
+from storage.policies.layout import Layout
+from storage.policies.lfu import Lfu
+from storage.policies.lru import Lru
+from storage.policies.s3fifo import S3Fifo
+from storage.policies.sieve import Sieve
+from storage.policies.slru import Slru
+from storage.policies.tinylfu import TinyLfu
+from storage.policies.twoq import TwoQ
+from storage.rows import Keys, Positions
 
-
-class Policy(Protocol):
-    """Order of eviction over ``capacity`` positions; each method takes unique positions."""
-
-    bytes_per_position: int
-
-    @staticmethod
-    def fixed_bytes(capacity: int) -> int:
-        """Bytes beside those of the positions."""
-        ...
-
-    def insert(self, positions: Positions) -> None:
-        """These positions became occupied."""
-        ...
-
-    def touch(self, positions: Positions) -> None:
-        """These occupied positions were used, in this order."""
-        ...
-
-    def demote(self, positions: Positions) -> None:
-        """Make these occupied positions the first to go (another tier owns the rows now)."""
-        ...
-
-    def remove(self, positions: Positions) -> None:
-        """These positions became free."""
-        ...
-
-    def move(self, sources: Positions, targets: Positions) -> None:
-        """The rows at occupied ``sources`` now stand at free ``targets``, in the same order."""
-        ...
-
-    def resize(self, capacity: int) -> None:
-        """Only positions below ``capacity`` are used from now on, and none above are occupied."""
-        ...
-
-    def victims(self, count: int, pins: NDArray[np.uint16]) -> Positions:
-        """The ``count`` unpinned positions to evict first (fewer if there are fewer), removed."""
-        ...
-
-    def order(self) -> Positions:
-        """(n,) int64 copy of all occupied positions, the first to evict first: for checks."""
-        ...
-
-
-POLICIES: dict[str, type[Queue]] = {
-    "lru": Lru, "fifo": Queue, "clock": Clock, "sieve": Sieve,
-    "lfu": Lfu,
+POLICIES: dict[str, Any] = {
+    "lru": Lru, "fifo": Fifo, "clock": Clock, "sieve": Sieve, "lfu": Lfu, "slru": Slru,
+    "2q": TwoQ, "s3fifo": S3Fifo, "arc": Arc, "w-tinylfu": TinyLfu, "lru-lfu": Layered,
 }  # fmt: skip
 """The policies by name."""
 
 
-def make_policy(name: str, capacity: int) -> Policy:
-    """A policy by name. Raises: ConfigError naming the known ones."""
+class Policy:
+    """Order of eviction over ``capacity`` positions; each method takes unique positions.
+
+    kind: one of `POLICIES`. owners: (C,) uint64, the key at each position; the caller sets it
+    before `insert` and leaves it until after `victims`. state: the arrays, for kernels.
+    """
+
+    def __init__(self, kind: Any, capacity: int, owners: Keys) -> None:
+        layout = kind.layout(capacity)
+        self._regions = {
+            name: (_region(before + capacity, np.dtype(dtype)), before)
+            for name, (dtype, before) in layout.by_position.items()
+        }
+        arrays = {name: region.array for name, (region, _) in self._regions.items()}
+        arrays |= {name: np.zeros(count, dtype) for name, (dtype, count) in layout.fixed.items()}
+        if "owners" in kind._fields:
+            arrays["owners"] = owners
+        self._adopt(kind(**arrays), capacity)
+        kernels.begin(self.state, capacity)
+
+    @classmethod
+    def of(cls, state: Any, capacity: int) -> Policy:
+        """A policy of arrays that are set up already (Belady's, say)."""
+        policy = cls.__new__(cls)
+        policy._regions = {}
+        policy._adopt(state, capacity)
+        return policy
+
+    def _adopt(self, state: Any, capacity: int) -> None:
+        self.state = state
+        self._capacity = capacity
+
+    def expect(self, keys: Keys) -> None:
+        """(n,) uint64: these keys are not here and come next; a policy may know them from before.
+
+        Who has left and is asked for again is news of how well the policy does. Not calling it
+        costs hits, never correctness.
+        """
+        kernels.expect(self.state, keys)
+
+    def insert(self, positions: Positions) -> None:
+        """These positions became occupied."""
+        kernels.insert(self.state, positions)
+
+    def touch(self, positions: Positions) -> None:
+        """These occupied positions were used, in this order."""
+        kernels.touch(self.state, positions)
+
+    def demote(self, positions: Positions) -> None:
+        """Make these occupied positions the first to go (another tier owns the rows now)."""
+        kernels.demote(self.state, positions)
+
+    def remove(self, positions: Positions) -> None:
+        """These positions became free."""
+        kernels.remove(self.state, positions)
+
+    def move(self, sources: Positions, targets: Positions) -> None:
+        """The rows at occupied ``sources`` now stand at free ``targets``, in the same order."""
+        kernels.move(self.state, sources, targets)
+
+    def resize(self, capacity: int) -> None:
+        """Only positions below ``capacity`` are used from now on, and none above are occupied."""
+        kernels.resize(self.state, capacity)
+        for region, before in self._regions.values():
+            region.release(before + capacity)
+
+    def victims(self, count: int, pins: NDArray[np.uint16]) -> Positions:
+        """The ``count`` unpinned positions to evict first (fewer if there are fewer), removed."""
+        out = np.empty(count, np.int64)
+        return out[: kernels.victims(self.state, pins, out)]
+
+    def order(self) -> Positions:
+        """(n,) int64 copy of all occupied positions, the first to evict first: for checks. Slow."""
+        copies = (array.copy() for array in self.state)
+        out, nobody = np.empty(self._capacity, np.int64), np.zeros(self._capacity, np.uint16)
+        return out[: kernels.victims(type(self.state)(*copies), nobody, out)]
+
+
+def _region(count: int, kind: np.dtype[Any]) -> Region:
+    return Region(count, kind.base, *kind.shape)
+
+
+def layout_of(name: str, capacity: int) -> Layout:
+    """The arrays that a policy of so many positions is made of."""
+    layout: Layout = POLICIES[check_policy(name)].layout(capacity)
+    return layout
+
+
+def make_policy(name: str, capacity: int, owners: Keys | None = None) -> Policy:
+    """A policy by name; owners: see `Policy`. Raises: ConfigError naming the known ones."""
+    kind = POLICIES[check_policy(name)]
+    return Policy(kind, capacity, np.zeros(capacity, np.uint64) if owners is None else owners)
+
+
+def check_policy(name: str) -> str:
+    """The name, if it is a policy's. Raises: ConfigError naming the known ones."""
     if name not in POLICIES:
         raise ConfigError(f"policy: expected one of {', '.join(POLICIES)}, got {name!r}")
-    return POLICIES[name](capacity)
+    return name

@@ -14,8 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ps.kernel import fetch_row, inlined, kernel, unowned
 from storage.errors import ConfigError
+from storage.kernel import fetch_row, inlined, kernel, unowned
 
 MODES = ("sum", "mean", "max")
 _AHEAD = 8

@@ -17,19 +17,22 @@ NOBODY = np.zeros(1 << 12, np.uint16)
 
 def hits(name: str, capacity: int, keys: list[int]) -> list[bool]:
     """Of each access, whether the policy's cache had the key."""
-    policy, place, found = make_policy(name, capacity), dict[int, int](), []
+    owners = np.zeros(capacity, np.uint64)
+    policy, place, found = make_policy(name, capacity, owners), dict[int, int](), []
     keys_at, free = dict[int, int](), list(range(capacity))
     for key in keys:
         found.append(key in place)
         if key in place:
             policy.touch(np.array([place[key]]))
             continue
+        policy.expect(np.array([key], np.uint64))
         if not free:
             victim = int(policy.victims(1, NOBODY)[0])
             del place[keys_at.pop(victim)]
             free.append(victim)
         place[key] = free.pop()
         keys_at[place[key]] = key
+        owners[place[key]] = key
         policy.insert(np.array([place[key]]))
     return found
 

@@ -163,9 +163,9 @@ def test_less_memory_is_counted_after_shrinking() -> None:
 
 def test_the_overhead_that_is_counted_is_what_is_allocated() -> None:
     cache = make_cache(1000)
-    held = [region.array.nbytes for region in (*cache._marks, *cache._policy._regions)]
-    # The list has a head: two places more than positions.
-    assert overhead_bytes(1000) == sum(held) - 8 + cache._index.slots.nbytes
+    held = [region.array.nbytes for region in cache._marks]
+    held += [array.nbytes for array in cache._policy.state]
+    assert overhead_bytes(1000) == sum(held) + cache._index.slots.nbytes
 
 
 def test_dirty_positions_are_found_piece_by_piece() -> None:

@@ -33,7 +33,8 @@ class PolicyMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.policy = make_policy(self.name, CAPACITY)
+        self.owners = np.arange(CAPACITY, dtype=np.uint64)
+        self.policy = make_policy(self.name, CAPACITY, self.owners)
         self.capacity = CAPACITY
         # Least recent first: `move_to_end(last=False)` is a demotion.
         self.model: OrderedDict[int, None] = OrderedDict()
@@ -44,10 +45,22 @@ class PolicyMachine(RuleBasedStateMachine):
     def free(self, chosen: list[int]) -> list[int]:
         return [p for p in chosen if p not in self.model and p < self.capacity]
 
-    @rule(chosen=positions)
-    def insert(self, chosen: list[int]) -> None:
-        self.policy.insert(array(self.free(chosen)))
-        self.model.update(dict.fromkeys(self.free(chosen)))
+    @rule(chosen=positions, keys=st.permutations(range(2 * CAPACITY)), expected=st.booleans())
+    def insert(self, chosen: list[int], keys: list[int], expected: bool) -> None:
+        """Keys that are not here, some of which were: a policy may remember them."""
+        free = self.free(chosen)
+        resident = self.owners[list(self.model)].tolist()
+        coming = [key for key in keys if key not in resident][: len(free)]
+        if expected:
+            self.policy.expect(np.array(coming, np.uint64))
+        self.owners[free[: len(coming)]] = coming
+        self.policy.insert(array(free[: len(coming)]))
+        self.model.update(dict.fromkeys(free[: len(coming)]))
+
+    @rule(keys=st.lists(st.integers(0, 2 * CAPACITY), unique=True))
+    def expect_in_vain(self, keys: list[int]) -> None:
+        resident = self.owners[list(self.model)].tolist()
+        self.policy.expect(np.array([k for k in keys if k not in resident], np.uint64))
 
     @rule(chosen=positions)
     def touch(self, chosen: list[int]) -> None:
@@ -72,6 +85,7 @@ class PolicyMachine(RuleBasedStateMachine):
     def move(self, sources: list[int], places: list[int]) -> None:
         pairs = dict(zip(self.held(sources), self.free(places), strict=False))
         self.policy.move(array(list(pairs)), array(list(pairs.values())))
+        self.owners[list(pairs.values())] = self.owners[list(pairs)]
         self.model = OrderedDict((pairs.get(p, p), None) for p in self.model)
 
     @rule(capacity=st.integers(1, CAPACITY))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from storage import lfu as module
+from storage.policies import lfu as module
 from storage.policy import make_policy
 from tests.storage.replaying import assert_as, hits, skewed
 

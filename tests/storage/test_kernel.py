@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ps.kernel import fetch_item, fetch_row, keep, kernel, unowned
+from storage.kernel import fetch_item, fetch_row, keep, kernel, unowned
 
 
 @kernel

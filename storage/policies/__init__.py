@@ -1,0 +1,1 @@
+"""Eviction policies, one a file: see `storage.policy` for what they have in common."""
