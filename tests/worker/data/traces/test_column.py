@@ -107,3 +107,10 @@ def test_a_line_that_has_no_key_is_named(tmp_path: Path, text: str, words: str) 
     with pytest.raises(DataError) as caught:
         keys_of(tmp_path / "t", form)
     assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_separator_in_quotes_separates_nothing(tmp_path: Path) -> None:
+    (tmp_path / "t").write_text('"a, b",5\n"c",6\n')
+    assert keys_of(tmp_path / "t", Form(",", 1, "2", True, False)) == [5, 6]
+    first = keys_of(tmp_path / "t", Form(",", 0, "1", False, False))
+    assert first == [text_key(word, 0) % 2**64 for word in (b"a, b", b"c")]
