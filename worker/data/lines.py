@@ -1,4 +1,4 @@
-"""Lines: a text file, plain or gzip, as pieces of whole lines with the number of the first.
+"""Lines: a text file, plain or packed, as pieces of whole lines with the number of the first.
 
 The pieces of a file depend on nothing but its bytes and the piece size, and what is read from
 them not even on the latter. Memory: about two pieces.
@@ -6,21 +6,18 @@ them not even on the latter. Memory: about two pieces.
 
 from __future__ import annotations
 
-import gzip
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import BinaryIO, cast
 
 from storage.errors import DataError
+from worker.data.archive import Archive
 
 PIECE_BYTES = 4 << 20
 """How much is read at a time: large against a line, small against the memory of a laptop."""
 
 _LONGEST_LINE = 1 << 20
-_GZIP_MAGIC = b"\x1f\x8b"
 _HEAD_LINES = 20
 
 
@@ -40,33 +37,25 @@ class Piece:
 def read_pieces(path: Path, piece_bytes: int = PIECE_BYTES) -> Iterator[Piece]:
     """The lines of a file in order; a last line without an end is given one.
 
-    Raises DataError for a file that is missing, empty or damaged gzip, and for a line above 1 MiB,
-    which is no text of ours.
+    Raises DataError for a file that is missing, empty or a damaged archive, and for a line above
+    1 MiB, which is no text of ours.
     """
     line, rest = 1, b""
-    try:
-        with _open(path) as file:
-            while text := file.read(piece_bytes):
-                head, end, tail = text.rpartition(b"\n")
-                if end:
-                    piece = Piece(rest + head + end, line)
-                    line += piece.count
-                    rest = tail
-                    yield piece
-                else:
-                    rest += tail
-                if len(rest) > _LONGEST_LINE:
-                    raise DataError(
-                        f"{path}:{line}: expected lines of at most {_LONGEST_LINE} bytes, got a "
-                        "longer one; is this a text file?"
-                    )
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise DataError(
-            f"{path}: after line {line - 1}: expected gzip data, got a damaged or cut-off file "
-            f"({error}); fetch or compress it again"
-        ) from error
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
+    with Archive(path) as file:
+        while text := file.read(piece_bytes, after=f"line {line - 1}"):
+            head, end, tail = text.rpartition(b"\n")
+            if end:
+                piece = Piece(rest + head + end, line)
+                line += piece.count
+                rest = tail
+                yield piece
+            else:
+                rest += tail
+            if len(rest) > _LONGEST_LINE:
+                raise DataError(
+                    f"{path}:{line}: expected lines of at most {_LONGEST_LINE} bytes, got a "
+                    "longer one; is this a text file?"
+                )
     if rest:
         yield Piece(rest + b"\n", line)
     elif line == 1:
@@ -81,9 +70,3 @@ def read_head(path: Path) -> list[bytes]:
     pieces = read_pieces(path, piece_bytes=_LONGEST_LINE)
     lines = (line for piece in pieces for line in piece.text.splitlines())
     return list(islice(filter(None, lines), _HEAD_LINES))
-
-
-def _open(path: Path) -> BinaryIO:
-    with path.open("rb") as file:
-        compressed = file.read(2) == _GZIP_MAGIC
-    return cast(BinaryIO, gzip.open(path, "rb")) if compressed else path.open("rb")
