@@ -16,6 +16,8 @@ install: $(STAMP)  ## Terrace, editable, with all tools in .venv/
 
 # torch goes first, on its own: the largest by far, and a CPU build that pip was pointed to
 # (PIP_FIND_LINKS) sorts above the plain one of the same version, so it is the one taken.
+# libcachesim: tests compare hits with its own and skip without it. Alone, since it asks for far more
+# than what is used here.
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
 	"Terrace needs Python 3.11 or newer, $(PYTHON) is " + sys.version.split()[0] + \
@@ -23,6 +25,7 @@ $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(PIP) torch
 	$(PIP) -e '.[dev]'
+	-$(PIP) --no-deps libcachesim
 	@touch $@
 
 demo: $(STAMP)  ## train on 336,776 real flights with little RAM
