@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from storage.array import Region, RowArray
 from storage.index import SLOT_BYTES, PositionIndex, slots_for
-from storage.policy import layout_of, make_policy
+from storage.policy import Policy, layout_of, make_policy
 from storage.rows import Counts, Keys, Positions, Rows
 from storage.stats import TierStats
 
@@ -57,11 +57,18 @@ class CacheTier:
     """``capacity`` rows in ``array``; see the module's docstring.
 
     steps: (C,) uint32 and dirty: (C,) uint8 by position, written by the kernels that apply
-    gradients to pinned rows. ``limit``: positions in use, C until `shrink`.
+    gradients to pinned rows. ``limit``: positions in use, C until `shrink`. policy: a name, or one
+    that is set up for as many positions.
     """
 
     def __init__(
-        self, name: str, array: RowArray, *, capacity: int, width: int, policy: str = "lru"
+        self,
+        name: str,
+        array: RowArray,
+        *,
+        capacity: int,
+        width: int,
+        policy: str | Policy = "lru",
     ) -> None:
         self.name = name
         self.width = width
@@ -73,8 +80,8 @@ class CacheTier:
         self.steps, self.dirty, self._pins, self._keys, self._free = (m.array for m in self._marks)
         self._pinned = 0
         self._index = PositionIndex(self._keys)
-        self._policy = make_policy(policy, capacity, self._keys)
-        self._layout = layout_of(policy, capacity)
+        self.policy = make_policy(policy, capacity, self._keys)
+        self._layout = self.policy.layout
         self._free_count = 0
         self._fresh = 0
 
@@ -116,7 +123,7 @@ class CacheTier:
     def use(self, positions: Positions, counts: Counts) -> None:
         """Count one batch's use of its working set, as `place` found it: (U,) int64 positions."""
         hit = positions >= 0
-        self._policy.touch(positions[hit])
+        self.policy.touch(positions[hit])
         self._count(hit, counts)
 
     def unpinned(self, positions: Positions) -> NDArray[np.bool_]:
@@ -141,7 +148,7 @@ class CacheTier:
         """Copy rows out for the tier above and make them the first to be evicted here."""
         positions = self._index.find(keys)
         hit = positions >= 0
-        self._policy.demote(positions[hit])
+        self.policy.demote(positions[hit])
         self._count(hit, counts)
         return self._read(keys, positions), ~hit
 
@@ -157,7 +164,7 @@ class CacheTier:
         below admits them again and has lost nothing.
         """
         known = self._index.find(keys)
-        self._policy.expect(keys[known < 0])
+        self.policy.expect(keys[known < 0])
         known = known[known >= 0]
         room = self._free_count + self.limit - self._fresh
         self.pin(known)
@@ -189,7 +196,7 @@ class CacheTier:
         positions = self._index.find(keys)
         positions = positions[positions >= 0]
         assert not self._pins[positions].any(), "deleted a pinned row"
-        self._policy.remove(positions)
+        self.policy.remove(positions)
         self._vacate(positions)
 
     def dirty_positions(self, start: int, count: int) -> Positions:
@@ -213,7 +220,7 @@ class CacheTier:
 
     def evict(self, count: int) -> Rows:
         """Let go of up to ``count`` unpinned rows, the policy's choice, and return them."""
-        return self._evict(self._policy.victims(count, self._pins))
+        return self._evict(self.policy.victims(count, self._pins))
 
     def shrink(self, limit: int) -> None:
         """Use only the positions below ``limit`` from now on; memory above goes to the system.
@@ -235,7 +242,7 @@ class CacheTier:
         self.array.release(limit)
         for region in self._marks:
             region.release(limit)
-        self._policy.resize(limit)
+        self.policy.resize(limit)
         if slots_for(limit) < _REHASH * len(self._index.slots):
             self._index.resize(limit, np.flatnonzero(held))
 
@@ -249,7 +256,7 @@ class CacheTier:
             wrong.append(f"{self.name}: a position is free twice")
         if not np.array_equal(self._index.find(self._keys[held]), held):
             wrong.append(f"{self.name}: a key is not found at its own position")
-        if not np.array_equal(np.sort(self._policy.order()), held):
+        if not np.array_equal(np.sort(self.policy.order()), held):
             wrong.append(f"{self.name}: the policy orders other positions than the index holds")
         if int(np.count_nonzero(self._pins)) != self._pinned:
             wrong.append(f"{self.name}: {self._pinned} positions pinned, counts say otherwise")
@@ -263,7 +270,7 @@ class CacheTier:
 
     def digest(self) -> int:
         """A number that changes when content, order, dirty marks or pins change. Slow."""
-        order = self._policy.order()
+        order = self.policy.order()
         parts = (order, self._keys[order], self.steps[order], self.dirty[order], self._pins[order])
         values = self.array.gather(order)
         return hash((*(part.tobytes() for part in parts), values.tobytes()))
@@ -292,14 +299,14 @@ class CacheTier:
         self.array.scatter(positions, rows.values)
         self.steps[positions] = rows.steps
         self.dirty[positions] |= rows.dirty
-        self._policy.touch(positions)
+        self.policy.touch(positions)
 
     def _fill(self, positions: Positions, rows: Rows) -> None:
         self.array.scatter(positions, rows.values)
         self.steps[positions] = rows.steps
         self.dirty[positions] = rows.dirty
         self._index.insert(rows.keys, positions)
-        self._policy.insert(positions)
+        self.policy.insert(positions)
         self.stats.admitted += len(positions)
 
     def _claim(self, count: int) -> tuple[Positions, Rows]:
@@ -310,7 +317,7 @@ class CacheTier:
         unused = min(count - len(recycled), self.limit - self._fresh)
         fresh = np.arange(self._fresh, self._fresh + unused)
         self._fresh += unused
-        victims = self._policy.victims(count - len(recycled) - unused, self._pins)
+        victims = self.policy.victims(count - len(recycled) - unused, self._pins)
         evicted = self._evict(victims)
         self._free_count -= len(victims)
         return np.concatenate((recycled, fresh, victims)), evicted
@@ -330,7 +337,7 @@ class CacheTier:
 
     def _move(self, sources: Positions, targets: Positions) -> None:
         rows = self.rows_at(sources)
-        self._policy.move(sources, targets)
+        self.policy.move(sources, targets)
         self._index.erase(sources)
         self.array.scatter(targets, rows.values)
         self.steps[targets] = rows.steps

@@ -47,17 +47,19 @@ class Policy:
     """Order of eviction over ``capacity`` positions; each method takes unique positions.
 
     kind: one of `POLICIES`. owners: (C,) uint64, the key at each position; the caller sets it
-    before `insert` and leaves it until after `victims`. state: the arrays, for kernels.
+    before `insert` and leaves it until after `victims`. state: the arrays, for kernels. layout: of
+    those that the policy has memory of its own for.
     """
 
     def __init__(self, kind: Any, capacity: int, owners: Keys) -> None:
-        layout = kind.layout(capacity)
+        self.layout: Layout = kind.layout(capacity)
         self._regions = {
             name: (_region(before + capacity, np.dtype(dtype)), before)
-            for name, (dtype, before) in layout.by_position.items()
+            for name, (dtype, before) in self.layout.by_position.items()
         }
         arrays = {name: region.array for name, (region, _) in self._regions.items()}
-        arrays |= {name: np.zeros(count, dtype) for name, (dtype, count) in layout.fixed.items()}
+        fixed = self.layout.fixed.items()
+        arrays |= {name: np.zeros(count, dtype) for name, (dtype, count) in fixed}
         if "owners" in kind._fields:
             arrays["owners"] = owners
         self._adopt(kind(**arrays), capacity)
@@ -67,7 +69,7 @@ class Policy:
     def of(cls, state: Any, capacity: int) -> Policy:
         """A policy of arrays that are set up already (Belady's, say)."""
         policy = cls.__new__(cls)
-        policy._regions = {}
+        policy.layout, policy._regions = Layout({}), {}
         policy._adopt(state, capacity)
         return policy
 
@@ -131,8 +133,13 @@ def layout_of(name: str, capacity: int) -> Layout:
     return layout
 
 
-def make_policy(name: str, capacity: int, owners: Keys | None = None) -> Policy:
-    """A policy by name; owners: see `Policy`. Raises: ConfigError naming the known ones."""
+def make_policy(name: str | Policy, capacity: int, owners: Keys | None = None) -> Policy:
+    """A policy by name, or the one that is given; owners: see `Policy`.
+
+    Raises: ConfigError naming the known ones.
+    """
+    if isinstance(name, Policy):
+        return name
     kind = POLICIES[check_policy(name)]
     return Policy(kind, capacity, np.zeros(capacity, np.uint64) if owners is None else owners)
 

@@ -66,7 +66,7 @@ class Replay:
         self.accesses = self.hits = 0
         owners = np.zeros(capacity, np.uint64)
         self._index = PositionIndex(owners)
-        self._policy = make_policy(policy, capacity, owners) if isinstance(policy, str) else policy
+        self._policy = make_policy(policy, capacity, owners)
         self._nobody = np.zeros(capacity, np.uint16)
         self._used = np.zeros(1, np.int64)
 

@@ -133,7 +133,7 @@ def test_shrinking_moves_rows_with_all_that_belongs_to_them(kind: str) -> None:
     cache.delete(rng.permutation(np.arange(3000, dtype=np.uint64))[:2000])
     cache.dirty[cache.place(cache.keys_held()[::3])] = 0
     held = cache.keys_held()
-    order = cache.rows_at(cache._policy.order()).keys.tolist()
+    order = cache.rows_at(cache.policy.order()).keys.tolist()
     before, _ = cache.peek(held)
     for limit in (2500, 1700, 1000):
         cache.shrink(limit)
@@ -142,7 +142,7 @@ def test_shrinking_moves_rows_with_all_that_belongs_to_them(kind: str) -> None:
         assert not missing.any()
         for field in ("values", "steps", "dirty"):
             np.testing.assert_array_equal(getattr(after, field), getattr(before, field))
-        assert cache.rows_at(cache._policy.order()).keys.tolist() == order
+        assert cache.rows_at(cache.policy.order()).keys.tolist() == order
     _, evicted = cache.admit(rows_of(as_keys(10_000), 1))
     assert evicted.keys.tolist() == order[:1] and cache.check() == []
 
@@ -164,7 +164,7 @@ def test_less_memory_is_counted_after_shrinking() -> None:
 def test_the_overhead_that_is_counted_is_what_is_allocated() -> None:
     cache = make_cache(1000)
     held = [region.array.nbytes for region in cache._marks]
-    held += [array.nbytes for array in cache._policy.state]
+    held += [array.nbytes for array in cache.policy.state]
     assert overhead_bytes(1000) == sum(held) + cache._index.slots.nbytes
 
 
@@ -215,7 +215,7 @@ def test_check_names_what_is_broken(break_it: str) -> None:
     elif break_it == "dirty":
         cache.dirty[7] = 1
     elif break_it == "order":
-        cache._policy.remove(np.array([2]))
+        cache.policy.remove(np.array([2]))
     else:
         cache.delete(as_keys(1, 2))
         cache._free[0] = cache._free[1]
