@@ -18,6 +18,7 @@ import typer
 
 from deploy.backup import backup
 from deploy.bench import command as benchmarks
+from deploy.cache.command import cache
 from deploy.compact import compact
 from deploy.inspect import check, stats
 from deploy.moving import export, import_
@@ -44,7 +45,7 @@ def _exiting(command: Callable[..., int]) -> Callable[..., None]:
 
 
 _COMMANDS: dict[str, Callable[..., int]] = {
-    "train": train, "check": check, "stats": stats, "compact": compact,
+    "train": train, "cache": cache, "check": check, "stats": stats, "compact": compact,
     "backup": backup, "export": export, "import": import_,
 }  # fmt: skip
 for _name, _command in _COMMANDS.items():

@@ -24,9 +24,9 @@ class Meter:
         self._console = Console(stderr=True)
         self._next = time.monotonic() + _LINE_SECONDS
         self._bar = Bar(
-            TextColumn(what), BarColumn(bar_width=24), TaskProgressColumn(), TimeRemainingColumn(),
-            TextColumn("{task.fields[figures]}"), console=self._console, transient=True,
-            disable=not self._console.is_terminal,
+            TextColumn("{task.description}"), BarColumn(bar_width=24), TaskProgressColumn(),
+            TimeRemainingColumn(), TextColumn("{task.fields[figures]}"), console=self._console,
+            transient=True, disable=not self._console.is_terminal,
         )  # fmt: skip
         self._task = self._bar.add_task(what, total=None, figures="")
 
@@ -42,10 +42,15 @@ class Meter:
     ) -> None:
         self._bar.stop()
 
+    def turn_to(self, what: str, unit: str) -> None:
+        """From now on other work is going on."""
+        self._what, self._unit = what, unit
+        self._bar.update(self._task, description=what, completed=0, total=None, figures="")
+
     def __call__(self, done: int, total: int) -> None:
-        """``done`` of ``total`` are done."""
-        figures = f"{done:,} of {total:,} {self._unit}"
-        self._bar.update(self._task, completed=done, total=total, figures=figures)
+        """``done`` of ``total`` are done; 0 is a total that nobody knows."""
+        figures = f"{done:,} of {total:,} {self._unit}" if total else f"{done:,} {self._unit}"
+        self._bar.update(self._task, completed=done, total=total or None, figures=figures)
         now = time.monotonic()
         if not self._console.is_terminal and now >= self._next:
             self._next = now + _LINE_SECONDS

@@ -1,0 +1,1 @@
+"""``terrace cache``: what caches of given sizes would hit."""
