@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from storage.errors import ConfigError
 from storage.keys import mix
-from storage.reuse import MissRatioCurve
+from storage.reuse import MissRatioCurve, ghost_bytes, small_curve
 from worker.data.trace import open_trace
 
 EVERY = 2**64
@@ -173,3 +173,11 @@ def test_real_traces_have_their_published_hit_rates(shared_data: Path, name: str
     assert np.abs(exact.hit_rate(several) - sample.hit_rate(several)).mean() < 0.02
     if name.startswith("scarab"):
         assert exact.hit_rate([100_000])[0] == pytest.approx(0.7591, abs=0.00005)
+
+
+@pytest.mark.parametrize("ram", [1 << 20, 8 << 20, 24 << 20, 1 << 40])
+def test_a_small_curve_keeps_to_its_share(ram: int) -> None:
+    curve = small_curve(ram)
+    curve.add(np.arange(50_000, dtype=np.uint64))
+    assert curve.nbytes == ghost_bytes(ram) <= max(ram / 48, 128 << 10)
+    assert ghost_bytes(ram) <= 450 << 10
