@@ -181,3 +181,16 @@ def test_a_small_curve_keeps_to_its_share(ram: int) -> None:
     curve.add(np.arange(50_000, dtype=np.uint64))
     assert curve.nbytes == ghost_bytes(ram) <= max(ram / 48, 128 << 10)
     assert ghost_bytes(ram) <= 450 << 10
+
+
+def test_keys_are_found_after_others_were_given_up_beside_them() -> None:
+    """A table that is half full has keys in each other's way."""
+    trace = np.random.default_rng(5).integers(0, 2000, 6000).tolist()
+    stack, curve = Stack(most_keys=511), MissRatioCurve(most_keys=511)
+    curve.add(keys(trace))
+    for key in trace:
+        stack.look(key)
+        stack.use(key)
+    sizes = [10, 100, 300, 500]
+    assert curve.distinct_estimate == pytest.approx(len(stack.stack) * EVERY / stack.threshold)
+    assert curve.hit_rate(sizes) == pytest.approx([stack.hit_rate(s) for s in sizes], abs=1e-9)
