@@ -168,7 +168,7 @@ def test_real_traces_have_their_published_hit_rates(shared_data: Path, name: str
     distinct = int(exact.distinct_estimate)
     sizes = [round(distinct * share) for share in (0.01, 0.1)]
     assert exact.hit_rate(sizes) == pytest.approx(LRU[name], abs=0.0006)
-    # At the sizes that people ask about; figures by trace are in the docstring of the module.
+    # At the sizes that people ask about.
     several = np.geomspace(distinct / 1000, distinct, 50)
     assert np.abs(exact.hit_rate(several) - sample.hit_rate(several)).mean() < 0.02
     if name.startswith("scarab"):
