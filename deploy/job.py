@@ -39,6 +39,7 @@ class Job:
     device: str = "cpu"
     durability: str = "checkpoint"
     policy: str = "lru"
+    ghost: bool = False
     preset: str = "small"
     dim: int | None = None
     optimizer: str = "rowwise_adagrad"
@@ -74,7 +75,7 @@ class Job:
             disk=None if self.disk is None else parse_size(self.disk, "--disk"),
             hbm=None if self.hbm is None else parse_size(self.hbm, "--hbm"),
             device=self.device, durability=self.durability, policy=self.policy,
-            threads=self.threads,
+            threads=self.threads, ghost=self.ghost,
         ) as store:  # fmt: skip
             yield store
 

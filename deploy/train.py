@@ -59,6 +59,7 @@ def train(
     on_nan: Annotated[Choice, typer.Option(help="NaN in a gradient: stop, or skip those rows.")] = "stop",
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint.")] = False,
     record: Annotated[Path | None, typer.Option(help="Record which keys each batch asks for in this new file (.npy).")] = None,
+    ghost: Annotated[bool, typer.Option("--ghost", help="Estimate the hit rate at half, twice and four times the RAM.")] = False,
     verify: Annotated[bool, typer.Option("--verify", help="Run twice in scratch stores, as asked and all in RAM, and compare every loss and row.")] = False,
     json: Annotated[Path | None, typer.Option(help="Write the report here as one JSON object.")] = None,
 ) -> int:  # fmt: skip
@@ -69,7 +70,7 @@ def train(
     job = Job(
         data=data, store=store, test_data=test_data, holdout=holdout, bad_lines=bad_lines, ram=ram,
         hbm=hbm, disk=disk, device=device, durability=durability, policy=policy, preset=preset,
-        dim=dim, optimizer=optimizer, lr=lr, dtype=dtype, seed=seed, threads=threads,
+        dim=dim, optimizer=optimizer, lr=lr, dtype=dtype, seed=seed, threads=threads, ghost=ghost,
         schedule=Schedule(
             batch_size=batch_size, epochs=epochs, steps=steps, depth=prefetch,
             checkpoint_every=checkpoint_every, on_nan=on_nan, dense_lr=dense_lr,
@@ -78,7 +79,7 @@ def train(
     if verify:
         from deploy.verify import verify as compare
 
-        _refuse_beside_verify(record=record)
+        _refuse_beside_verify(record=record, ghost=ghost)
         return compare(job, json)
     return _train(job, resume=resume, json=json, record=record)
 
@@ -208,6 +209,7 @@ def _report(
         "bad_lines": bad_lines,
         "bad_steps": progress.bad_steps,
         "skipped_rows": trainer.sparse.skipped_rows,
+        "ghost": store.ghost.report() if store.ghost else None,
         "stats": stats,
     }
 
@@ -258,6 +260,13 @@ def _show(job: Job, report: dict[str, Any], *, interrupted: bool) -> None:
     for name in ("bad_lines", "bad_steps", "skipped_rows"):
         if report[name]:
             rows[name.replace("_", " ")] = f"{report[name]:,}"
+    for name, table in (report["ghost"] or {}).items():
+        for size in table["sizes"]:
+            if size["times_ram"] != 1:
+                rows[f"{name}: with {size['times_ram']:g}x the RAM"] = (
+                    f"about {size['hit_rate']:.1%} of keys hit, "
+                    f"{size['hit_rate_seen_before']:.1%} of those not first seen"
+                )
     show_table("interrupted" if interrupted else "done", rows)
     more = "" if interrupted else f" --epochs {job.schedule.epochs + 1}"
     typer.echo(f"go on: terrace train --data {job.data} --store {job.store} --resume{more} ...")

@@ -35,9 +35,10 @@ class Observers:
     def __init__(self) -> None:
         self._all: list[Observer] = []
 
-    def add(self, observer: Observer) -> None:
-        """Tell this one too, from the next batch on. Not while a batch is being staged."""
-        self._all.append(observer)
+    def add(self, observer: Observer | None) -> None:
+        """Tell this one too (None: nobody), from the next batch on. Not while one is staged."""
+        if observer is not None:
+            self._all.append(observer)
 
     def staged(self, requests: Mapping[str, Sequence[Keys]], parts: Mapping[str, Part]) -> None:
         """Tell all of them, in the order in which they were added."""

@@ -18,7 +18,9 @@ class Settings:
 
     device: of the top tier. threads: for kernels. policy: of eviction. durability: one of "strict",
     "interval" (a cut every ``interval_seconds``), "checkpoint". compact_bytes_per_second: what
-    compaction reads and writes in the background. Raises: ConfigError.
+    compaction reads and writes in the background. ghost: estimate hit rates at other sizes of RAM.
+
+    Raises: ConfigError.
     """
 
     ram: int
@@ -30,6 +32,7 @@ class Settings:
     durability: str = "checkpoint"
     interval_seconds: float = 1.0
     compact_bytes_per_second: int = 64 << 20
+    ghost: bool = False
 
     def __post_init__(self) -> None:
         if self.device.type not in ("cpu", "cuda"):

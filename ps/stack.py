@@ -19,6 +19,7 @@ from storage.cache import CacheTier, overhead_bytes
 from storage.errors import ConfigError
 from storage.hierarchy import Hierarchy
 from storage.log import BlockLog
+from storage.reuse import ghost_bytes
 from storage.ssd import SsdTier
 
 _BUFFER_SHARE, _LARGEST_BUFFER = 96, 4 << 20
@@ -31,10 +32,13 @@ _OVERHEAD = overhead_bytes(1000) / 1000
 
 @dataclass(frozen=True)
 class Sizes:
-    """Budgets of one table in bytes; hbm is None when there is no third level."""
+    """Budgets of one table in bytes; hbm is None when there is no third level. ghost: what of the
+    RAM a ghost takes.
+    """
 
     ram: int
     hbm: int | None
+    ghost: int = 0
 
 
 class Stack:
@@ -61,9 +65,12 @@ class Stack:
         self.ssd = SsdTier(table.name, table.shape, log, buffer_bytes=buffer)
         self._staging = min(_LARGEST_STAGING, sizes.ram // _STAGING_SHARE)
         self._policy = policy
+        self._ghost = sizes.ghost
         self._overhead = overhead_bytes(1000, policy) / 1000
         self._hold("ssd", self.ssd.memory_bytes)
         self._hold("staging", self._staging)
+        if sizes.ghost:
+            self._hold("ghost", sizes.ghost)
         self._caches(sizes, device)
 
     @property
@@ -155,7 +162,7 @@ class Stack:
         if option == "--ram":
             row += int(self._overhead) + ENTRY_BYTES
             # What grows with the budget is a known share of it: buffers, staging and slack.
-            fixed = self.ssd.memory_bytes + self.budget.parts.get("hbm index", 0)
+            fixed = self.ssd.memory_bytes + self.budget.parts.get("hbm index", 0) + self._ghost
             fixed += 1024 * self._overhead
         return ConfigError(
             f"{option} leaves table {self.table.name!r} room for {max(0, rows)} rows beside "
@@ -170,12 +177,18 @@ class Stack:
         )  # fmt: skip
 
 
-def sizes(tables: Sequence[Table], ram: int, hbm: int | None) -> dict[str, Sizes]:
-    """Budgets by table, of bytes for all tables together."""
+def sizes(
+    tables: Sequence[Table], ram: int, hbm: int | None, ghost: bool = False
+) -> dict[str, Sizes]:
+    """Budgets by table, of bytes for all tables together. ghost: whether each has one."""
     in_ram = divide(ram, tables)
     in_hbm = None if hbm is None else divide(hbm, tables)
     return {
-        table.name: Sizes(in_ram[table.name], None if in_hbm is None else in_hbm[table.name])
+        table.name: Sizes(
+            in_ram[table.name],
+            None if in_hbm is None else in_hbm[table.name],
+            ghost_bytes(in_ram[table.name]) if ghost else 0,
+        )
         for table in tables
     }
 

@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 from ps.checkpoint import Checkpoints, Cut
 from ps.digest import rows_digest
 from ps.directory import StoreDirectory
+from ps.ghost import Ghost
 from ps.observer import Observers
 from ps.planner import Planner
 from ps.pool import Pool
@@ -81,8 +82,10 @@ class Store:
             undo.callback(self._log.close)
             checkpoints = Checkpoints(self._log)
             self._log.truncate_to(checkpoints.cut.blocks)
-            self._sizes = sizes(directory.tables, settings.ram, settings.hbm)
+            self._sizes = sizes(directory.tables, settings.ram, settings.hbm, settings.ghost)
             self.stacks = self._make_stacks(checkpoints.cut)
+            self.ghost = Ghost(lambda: self.stacks) if settings.ghost else None
+            self.observers.add(self.ghost)
             self._upkeep = Upkeep(self._log, self.planner, checkpoints, settings)
             undo.callback(self._upkeep.close)
             self._upkeep.watch(self.stacks)
@@ -115,10 +118,7 @@ class Store:
         Raises: KeyRangeError; WorkingSetError and DiskFullError before anything has changed.
         """
         with self.planner:
-            asked = {
-                name: unique_keys(self._spec(name), keys, self._deduper)
-                for name, keys in requests.items()
-            }
+            asked = {t: unique_keys(self._spec(t), k, self._deduper) for t, k in requests.items()}
         self._prepare({name: len(unique) for name, (unique, _, _) in asked.items()})
         self._upkeep.compactor.wake()
         with self.planner:

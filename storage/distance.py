@@ -11,7 +11,7 @@ Threads: one owner; the kernels release the GIL.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numba as nb
 import numpy as np
@@ -67,12 +67,15 @@ def track(slots: int, heap: int, threshold: int) -> Tracked:
     )  # fmt: skip
 
 
-def edges() -> NDArray[np.float64]:
-    """The distances at which the buckets begin, and where the last ends: (BUCKETS+1,) float64."""
+def _edges() -> NDArray[np.float64]:
     numbers = np.arange(BUCKETS + 1)
     octaves = np.maximum((numbers >> FINE) - 1, 0)
     begins: NDArray[np.float64] = (numbers - (octaves << FINE)) * 2.0**octaves
     return begins
+
+
+EDGES: Final = _edges()
+"""The distances at which the buckets begin, and where the last ends: (BUCKETS+1,) float64."""
 
 
 @nb.njit(nogil=True, cache=True)
@@ -118,6 +121,17 @@ def look(tracked: Tracked, keys: Keys, counts: Any) -> None:
 
 
 @nb.njit(nogil=True, cache=True)
+def sample(keys: Keys, threshold: Any) -> Keys:
+    """The keys whose sample value is below the threshold, a copy. keys: (n,) uint64."""
+    found, sampled = np.empty_like(keys), 0
+    for i in range(keys.shape[0]):
+        found[sampled] = keys[i]
+        # Without a branch: whether a key is in is random, and few are.
+        sampled += _sampled(mix(keys[i]), threshold)
+    return found[:sampled]
+
+
+@nb.njit(nogil=True, cache=True)
 def copy(tracked: Tracked, larger: Tracked) -> None:
     """Take what is tracked over into empty arrays of more slots, at the same order in time."""
     _compact(tracked)
@@ -134,7 +148,7 @@ def copy(tracked: Tracked, larger: Tracked) -> None:
 
 @nb.njit(nogil=True, cache=True)
 def _sampled(mixed: Any, threshold: Any) -> Any:
-    return threshold == EVERY or (mixed << _SAMPLE_SHIFT) < threshold
+    return (threshold == EVERY) | ((mixed << _SAMPLE_SHIFT) < threshold)
 
 
 @nb.njit(nogil=True, cache=True)

@@ -22,11 +22,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from storage.distance import BUCKETS, COLD, EVERY, LIVE, copy, edges, look, track, use
+from storage.distance import BUCKETS, COLD, EDGES, EVERY, LIVE, copy, look, sample, track, use
 from storage.errors import ConfigError
 from storage.keys import Keys
 
 _SLOTS = 1024
+_SHARE = 48
+_LEAST_BITS, _MOST_BITS = 10, 13
 
 
 class MissRatioCurve:
@@ -73,14 +75,17 @@ class MissRatioCurve:
     def add(self, keys: Keys) -> None:
         """Accesses one after the other. keys: (n,) uint64, duplicates welcome; not kept."""
         self._use(keys, counting=True)
+        self.accesses += len(keys)
 
     def add_batch(self, keys: Keys) -> None:
         """The working set of a batch, looked up as a whole before any of its keys counts as used.
 
         That is how tiers work. keys: (U,) uint64, unique; not kept.
         """
-        look(self._tracked, keys, self._counts)
-        self._use(keys, counting=False)
+        sampled = sample(keys, self._tracked.threshold[0])
+        look(self._tracked, sampled, self._counts)
+        self._use(sampled, counting=False)
+        self.accesses += len(keys)
 
     def hit_rate(self, sizes: Sequence[float] | NDArray[Any]) -> NDArray[np.float64]:
         """The share of all accesses that an LRU cache would answer. sizes: (n,), of keys.
@@ -90,7 +95,7 @@ class MissRatioCurve:
         """
         wanted = np.asarray(sizes, np.float64)
         sums = np.concatenate(([0.0], np.cumsum(self._counts)))
-        at = edges() if self._bounded else np.arange(len(sums)) / self.rate
+        at = EDGES if self._bounded else np.arange(len(sums)) / self.rate
         amiss = self.accesses - sums[-1] - self._tracked.sums[COLD]
         hits = np.interp(wanted, at, sums) + np.where(wanted >= 1, amiss, 0.0)
         return np.clip(hits / max(1, self.accesses), 0.0, 1.0)
@@ -100,7 +105,6 @@ class MissRatioCurve:
         while done < len(keys):
             self._grow()
             done = use(self._tracked, keys, done, self._counts, counting)
-        self.accesses += len(keys)
 
     def _grow(self) -> None:
         slots = 2 * len(self._tracked.keys)
@@ -110,3 +114,21 @@ class MissRatioCurve:
         counts = np.zeros(slots // 2)
         counts[: len(self._counts)] = self._counts
         self._counts = counts
+
+
+def small_curve(ram: int) -> MissRatioCurve:
+    """A curve that takes 1/48 of ``ram`` bytes at most, but 125 KiB if that is less; tracks 1023
+    keys at least and 8191 at most (410 KiB).
+    """
+    curve = MissRatioCurve(most_keys=(1 << _LEAST_BITS) - 1)
+    for bits in range(_LEAST_BITS + 1, _MOST_BITS + 1):
+        larger = MissRatioCurve(most_keys=(1 << bits) - 1)
+        if larger.nbytes * _SHARE > ram:
+            break
+        curve = larger
+    return curve
+
+
+def ghost_bytes(ram: int) -> int:
+    """Bytes that ``small_curve(ram)`` holds from beginning to end."""
+    return small_curve(ram).nbytes

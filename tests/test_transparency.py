@@ -21,6 +21,7 @@ import worker
 from ps.optimizer import Optimizer
 from ps.store import Store
 from storage.policy import POLICIES
+from storage.recorder import Recorder
 
 DIM, STEPS = 6, 30
 ALL = "64MiB"
@@ -43,6 +44,7 @@ class Setting:
     stop: int | None = None
     dtype: str = "float32"
     policy: str = "lru"
+    watched: bool = False
 
 
 def make_batches() -> list[Batch]:
@@ -117,7 +119,10 @@ def run(path: Path, optimizer: Optimizer, setting: Setting) -> tuple[list[float]
             hbm=setting.hbm,
             threads=setting.threads,
             policy=setting.policy,
+            ghost=setting.watched,
         ) as store:
+            if setting.watched:
+                store.observers.add(Recorder(path / f"{first}.npy", list(store.tables)))
             losses += train(store, setting, first, last)
             store.settle()
             assert store.stacks["ads"].top.pinned == 0
@@ -147,6 +152,7 @@ SETTINGS = {
     "third tier": Setting(ALL, hbm="24KiB"),
     "third tier, look-ahead": Setting("720KiB", hbm="24KiB", depth=4),
     "third tier, modules": Setting("720KiB", hbm="24KiB", depth=1, modules=2, threads=2),
+    "a ghost and a recorder": Setting("780KiB", depth=2, watched=True),
     "a stop": Setting("600KiB", depth=2, stop=22),
     "a stop, third tier": Setting("720KiB", hbm="24KiB", depth=4, stop=7),
 }

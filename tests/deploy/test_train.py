@@ -173,3 +173,18 @@ def test_a_recorded_run_can_be_read_as_a_trace(
     more = ("--resume", "--epochs", "2", "--prefetch", "0", "--record", str(tmp_path / "2.npy"))
     _train(tmp_path / "s", *more)
     assert np.array_equal(read_all(open_trace(str(tmp_path / "2.npy"))).keys, want.keys)
+
+
+def test_a_ghost_says_what_other_sizes_would_hit_and_is_not_seen_in_results(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, ghost = _train(tmp_path / "g", "--steps", "40", "--ghost")
+    assert code == 0
+    assert "features: with 2x the RAM" in capsys.readouterr().out
+    _, plain = _train(tmp_path / "p", "--steps", "40")
+    assert plain["ghost"] is None
+    assert (ghost["losses"], ghost["rows_crc"]) == (plain["losses"], plain["rows_crc"])
+    sizes = {size["times_ram"]: size for size in ghost["ghost"]["features"]["sizes"]}
+    assert sizes[1.0]["hit_rate"] == pytest.approx(ghost["hit_rate"]["ram"]["key"], abs=0.05)
+    assert _train(tmp_path / "v", "--ghost", "--verify")[0] == 1
+    assert "--ghost: not with --verify" in capsys.readouterr().err

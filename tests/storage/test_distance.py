@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from storage.distance import BUCKETS, EVERY, LIVE, NOW, copy, edges, look, track, use
+from storage.distance import BUCKETS, EDGES, EVERY, LIVE, NOW, copy, look, track, use
 
 
 def keys(ids: list[int]) -> np.ndarray:
@@ -15,7 +15,7 @@ def keys(ids: list[int]) -> np.ndarray:
 
 def test_buckets_begin_where_their_edges_say() -> None:
     """A distance counted with a heap lands in the bucket whose edges are around it."""
-    at = edges()
+    at = EDGES
     assert at[: 1 << 9].tolist() == list(range(1 << 9)) and (np.diff(at) > 0).all()
     assert len(at) == BUCKETS + 1 and (np.diff(at)[1:] / at[1:-1] <= 1 / 256)[255:].all()
     for others in (0, 1, 511, 512, 700, 1500):

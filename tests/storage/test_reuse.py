@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from storage.errors import ConfigError
 from storage.keys import mix
-from storage.reuse import MissRatioCurve
+from storage.reuse import MissRatioCurve, ghost_bytes, small_curve
 from worker.data.trace import open_trace
 
 EVERY = 2**64
@@ -168,8 +168,29 @@ def test_real_traces_have_their_published_hit_rates(shared_data: Path, name: str
     distinct = int(exact.distinct_estimate)
     sizes = [round(distinct * share) for share in (0.01, 0.1)]
     assert exact.hit_rate(sizes) == pytest.approx(LRU[name], abs=0.0006)
-    # At the sizes that people ask about; figures by trace are in the docstring of the module.
+    # At the sizes that people ask about.
     several = np.geomspace(distinct / 1000, distinct, 50)
     assert np.abs(exact.hit_rate(several) - sample.hit_rate(several)).mean() < 0.02
     if name.startswith("scarab"):
         assert exact.hit_rate([100_000])[0] == pytest.approx(0.7591, abs=0.00005)
+
+
+@pytest.mark.parametrize("ram", [1 << 20, 8 << 20, 24 << 20, 1 << 40])
+def test_a_small_curve_keeps_to_its_share(ram: int) -> None:
+    curve = small_curve(ram)
+    curve.add(np.arange(50_000, dtype=np.uint64))
+    assert curve.nbytes == ghost_bytes(ram) <= max(ram / 48, 128 << 10)
+    assert ghost_bytes(ram) <= 450 << 10
+
+
+def test_keys_are_found_after_others_were_given_up_beside_them() -> None:
+    """A table that is half full has keys in each other's way."""
+    trace = np.random.default_rng(5).integers(0, 2000, 6000).tolist()
+    stack, curve = Stack(most_keys=511), MissRatioCurve(most_keys=511)
+    curve.add(keys(trace))
+    for key in trace:
+        stack.look(key)
+        stack.use(key)
+    sizes = [10, 100, 300, 500]
+    assert curve.distinct_estimate == pytest.approx(len(stack.stack) * EVERY / stack.threshold)
+    assert curve.hit_rate(sizes) == pytest.approx([stack.hit_rate(s) for s in sizes], abs=1e-9)
