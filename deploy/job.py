@@ -14,6 +14,7 @@ import ps
 from ps.optimizer import OPTIMIZERS
 from storage.budget import parse_size
 from storage.errors import ConfigError
+from storage.policy import DEFAULT as DEFAULT_POLICY
 from worker.data import open_dataset
 from worker.data.dataset import Dataset
 from worker.recommender import Preset, Recommender, preset
@@ -38,7 +39,7 @@ class Job:
     disk: str | None = None
     device: str = "cpu"
     durability: str = "checkpoint"
-    policy: str = "lru"
+    policy: str = DEFAULT_POLICY
     ghost: bool = False
     preset: str = "small"
     dim: int | None = None

@@ -43,7 +43,7 @@ def train(
     device: Annotated[str, typer.Option(help="Where the step computes: cpu or cuda.")] = "cpu",
     durability: Annotated[str, typer.Option(help="When rows are durable: strict, interval, checkpoint.")] = "checkpoint",
     checkpoint_every: Annotated[int, typer.Option(help="Steps between checkpoints; 0: last.")] = 1000,
-    policy: Annotated[str, typer.Option(help="Who is evicted first: lru, fifo, clock, sieve, lfu.")] = "lru",
+    policy: Annotated[str, typer.Option(help="Who is evicted first: sieve, lru, fifo, clock, lfu, slru, 2q, s3fifo, arc, w-tinylfu, lru-lfu.")] = "sieve",
     prefetch: Annotated[int, typer.Option(help="Batches made resident ahead.")] = 2,
     preset: Annotated[str, typer.Option(help="Layers of the DLRM: small, kaggle, terabyte.")] = "small",
     dim: Annotated[int | None, typer.Option(help="Floats of an embedding; None: the preset's.")] = None,

@@ -23,6 +23,7 @@ from ps.table import Table
 from storage.budget import parse_size
 from storage.errors import ConfigError
 from storage.initial import Constant, Normal, Uniform, Zeros
+from storage.policy import DEFAULT as DEFAULT_POLICY
 
 __all__ = [
     "FTRL", "SGD", "Adagrad", "Adam", "Constant", "Normal", "RowWiseAdagrad", "RowWiseAdam",
@@ -42,7 +43,7 @@ def open(
     interval_seconds: float = 1.0,
     compact: str | int = "64MiB",
     threads: int | None = None,
-    policy: str = "lru",
+    policy: str = DEFAULT_POLICY,
     ghost: bool = False,
 ) -> Store:
     """Open the store in directory ``path``, or make it: all tiers in this process.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from storage.errors import ConfigError
-from storage.policy import check_policy
+from storage.policy import DEFAULT, check_policy
 
 DURABILITIES = ("strict", "interval", "checkpoint")
 
@@ -28,7 +28,7 @@ class Settings:
     disk: int | None = None
     device: torch.device = torch.device("cpu")  # noqa: RUF009 - a value, never changed
     threads: int = 1
-    policy: str = "lru"
+    policy: str = DEFAULT
     durability: str = "checkpoint"
     interval_seconds: float = 1.0
     compact_bytes_per_second: int = 64 << 20

@@ -42,6 +42,16 @@ POLICIES: dict[str, Any] = {
 }  # fmt: skip
 """The policies by name."""
 
+DEFAULT = "sieve"
+"""The policy where nobody names one, for what it measures best at equal bytes and least work.
+
+SSD rows read, of what lru reads, geometric mean over batches of two click logs, flights, four
+traces and a synthetic Zipf 1.05, with RAM for 5 % and for 20 % of the rows (64 floats and state):
+w-tinylfu 0.81, sieve 0.81, arc 0.82, slru 0.82, s3fifo 0.83, lfu 0.86, lru-lfu 0.89, 2q 0.93,
+clock 0.95, fifo 1.23; the best possible 0.18. A use costs sieve one byte written, and it needs 9
+bytes a row where those with ghosts or a sketch need 13 to 36.
+"""
+
 
 class Policy:
     """Order of eviction over ``capacity`` positions; each method takes unique positions.
