@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+from ps.admission import CountMin, ExactCount, Probability
 from ps.optimizer import FTRL, SGD, Adagrad, Adam, RowWiseAdagrad, RowWiseAdam
 from ps.settings import Settings
 from ps.store import Store
@@ -25,8 +26,8 @@ from storage.errors import ConfigError
 from storage.initial import Constant, Normal, Uniform, Zeros
 
 __all__ = [
-    "FTRL", "SGD", "Adagrad", "Adam", "Constant", "Normal", "RowWiseAdagrad", "RowWiseAdam",
-    "Store", "Table", "Uniform", "Zeros", "open",
+    "FTRL", "SGD", "Adagrad", "Adam", "Constant", "CountMin", "ExactCount", "Normal", "Probability",
+    "RowWiseAdagrad", "RowWiseAdam", "Store", "Table", "Uniform", "Zeros", "open",
 ]  # fmt: skip
 
 
