@@ -78,9 +78,10 @@ class CountMin(Counted):
     """At the ``times``-th use, by a sketch that may take a key for a more frequent one.
 
     times: 1 to 255; uses in training, duplicates in a batch included. bytes: of the sketch, 65,536
-    or more; with 4 bytes for each key that waits or has waited since the last decay, one new key in
-    six is admitted too early, with 8, one in forty (see `storage.sketch`). It has a size of its own
-    and not a share of the RAM budget, since results must not depend on budgets. decay: steps after
+    or more; with 1 byte (of ``times`` from 4 on 2, from 16 on 4) for each key that waits, or has
+    waited since counts decayed, one new key in six seems to have come before, with twice as many
+    one in forty (see `storage.sketch`). It has a size of its own and not a share of the RAM budget,
+    since results must not depend on budgets. decay: steps after
     which counts are halved, None for never. A deleted key keeps its count until it has decayed.
     Raises: ConfigError.
     """

@@ -6,6 +6,8 @@ must be (conservative update: Estan and Varghese, SIGCOMM 2002), so only keys th
 cells with others are taken for more frequent than they are. With n keys in a sketch of w cells a
 line, a key that never came has an estimate above 0 with a chance of about (1 - exp(-n / w)) ** 4.
 
+A cell has 2, 4 or 8 bits, as many as the most that is counted needs.
+
 Each bucket of the key space has cells of its own. So an estimate depends on keys of the same bucket
 only, however buckets are spread over shards, and a key's four cells lie near each other.
 
@@ -29,7 +31,7 @@ from storage.rows import Counts, Keys
 
 DEPTH = 4
 MOST_COUNT = 255
-"""A cell is a byte."""
+"""A cell is a byte at most."""
 LEAST_BYTES = 4 * DEPTH * BUCKETS
 _SALT = np.uint64(0xA0761D6478BD642F)
 _32, _LOW = np.uint64(32), np.uint64(0xFFFFFFFF)
@@ -44,32 +46,39 @@ def _cell(mixed: Any, line: Any, width: Any) -> Any:
 
 
 @nb.njit(nogil=True, cache=True)
-def _estimate(cells: Any, keys: Any, out: Any) -> None:
+def _estimate(cells: Any, bits: int, keys: Any, out: Any) -> None:
+    share, full = 8 // bits, (1 << bits) - 1
     for u in range(keys.shape[0]):
         mixed = mix(keys[u])
         bucket = np.int64(bucket_of(mixed))
-        least = np.int64(MOST_COUNT)
+        least = full
         for line in range(DEPTH):
-            least = min(least, np.int64(cells[bucket, line, _cell(mixed, line, cells.shape[2])]))
+            cell = _cell(mixed, line, share * cells.shape[2])
+            byte = np.int64(cells[bucket, line, cell // share])
+            least = min(least, byte >> cell % share * bits & full)
         out[u] = least
 
 
 @nb.njit(nogil=True, cache=True)
-def _raise(cells: Any, keys: Any, totals: Any) -> None:
+def _raise(cells: Any, bits: int, keys: Any, totals: Any) -> None:
+    share, full = 8 // bits, (1 << bits) - 1
     for u in range(keys.shape[0]):
         mixed = mix(keys[u])
-        bucket, total = np.int64(bucket_of(mixed)), np.uint8(totals[u])
+        bucket = np.int64(bucket_of(mixed))
         for line in range(DEPTH):
-            cell = _cell(mixed, line, cells.shape[2])
-            if cells[bucket, line, cell] < total:
-                cells[bucket, line, cell] = total
+            cell = _cell(mixed, line, share * cells.shape[2])
+            byte, shift = np.int64(cells[bucket, line, cell // share]), cell % share * bits
+            if byte >> shift & full < totals[u]:
+                byte = byte & ~(full << shift) | totals[u] << shift
+                cells[bucket, line, cell // share] = np.uint8(byte)
 
 
 class Sketch:
     """See the module's docstring.
 
-    size: bytes to use at most, 65,536 or more. most: counts stop there, 255 or less. ``cells``:
-    (BUCKETS, DEPTH, width) uint8. Raises: ConfigError.
+    size: bytes to use at most, 65,536 or more. most: counts stop there, 255 or less. ``bits``: of a
+    cell. ``cells``: (BUCKETS, DEPTH, width) uint8, ``8 // bits`` cells in each, the first lowest.
+    Raises: ConfigError.
     """
 
     def __init__(self, size: int, most: int) -> None:
@@ -77,6 +86,7 @@ class Sketch:
             raise ConfigError(f"sketch: expected {LEAST_BYTES} bytes or more, got {size}")
         assert 0 < most <= MOST_COUNT
         self.most = most
+        self.bits = 2 if most < 4 else 4 if most < 16 else 8
         self.cells: NDArray[np.uint8] = np.zeros((BUCKETS, DEPTH, size // (BUCKETS * DEPTH)), "u1")
 
     @property
@@ -87,13 +97,13 @@ class Sketch:
     def estimate(self, keys: Keys) -> NDArray[np.int64]:
         """(U,) int64: about how often each key came, never too few up to ``most``."""
         found = np.empty(len(keys), np.int64)
-        _estimate(self.cells, keys, found)
+        _estimate(self.cells, self.bits, keys, found)
         return found
 
     def add(self, keys: Keys, counts: Counts) -> NDArray[np.int64]:
         """Count a batch: (U,) int64 estimates with it. keys: (U,) uint64, unique."""
         totals: NDArray[np.int64] = np.minimum(self.estimate(keys) + counts, self.most)
-        _raise(self.cells, keys, totals)
+        _raise(self.cells, self.bits, keys, totals)
         return totals
 
     def forget(self, keys: Keys) -> None:
@@ -102,6 +112,8 @@ class Sketch:
     def halve(self) -> None:
         """Halve all counts, rounding down (ageing: Einziger, Friedman and Manes, TinyLFU, 2017)."""
         np.right_shift(self.cells, 1, out=self.cells)
+        # The lowest bit of a cell must not become the highest one of the next.
+        self.cells &= {2: 0x55, 4: 0x77, 8: 0x7F}[self.bits]
 
     def arrays(self) -> dict[str, NDArray[np.generic]]:
         """What `restore` takes: views."""
