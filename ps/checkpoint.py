@@ -28,7 +28,10 @@ from storage.log import BlockLog
 COUNTS = "__counts__"
 """Where the doorkeepers' counts are in a checkpoint's state; no name of the caller's."""
 
-_CUT, _STATE, _COUNTS = "cut", "state/", "counts"
+COUNTS_FACT = "counts"
+"""The fact that says what is in the state number 0."""
+
+_CUT, _STATE = "cut", "state/"
 _KEPT = 2
 _PIECE = 1 << 24
 
@@ -106,7 +109,7 @@ class Checkpoints:
         facts: dict[str, bytes | None] = {_CUT: json.dumps(cut.describe()).encode()}
         if counts is not None:
             tree, tensors = pack_state({COUNTS: counts})
-            facts |= self._without(0) | _pieces(0, tensors) | {_COUNTS: tree.encode()}
+            facts |= self._without(0) | _pieces(0, tensors) | {COUNTS_FACT: tree.encode()}
         self._log.commit(facts)
         self._cut = cut
 
@@ -117,11 +120,9 @@ class Checkpoints:
 
     def counts(self) -> dict[str, Any]:
         """The newest counts that were saved, by table; none, and a warning, if they are damaged."""
-        tree = self._log.fact(_COUNTS)
         try:
-            if tree is not None:
-                state = unpack_state(tree.decode(), self._state(0))
-            else:
+            state = self._counts_of_cut()
+            if state is None:
                 newest = self.newest()
                 state = {} if newest is None else newest[2]
         except CorruptError as error:
@@ -169,7 +170,7 @@ class Checkpoints:
         for number in self._manifests:
             for name in self._log.names(_state(number)):
                 log.commit({name: self._log.fact(name)})
-        counts = [*self._log.names(_COUNTS), *self._log.names(_state(0))]
+        counts = [*self._log.names(COUNTS_FACT), *self._log.names(_state(0))]
         log.commit({name: self._log.fact(name) for name in counts})
         manifests = {
             _name(number): json.dumps(manifest | there(cut_from(manifest))).encode()
@@ -191,7 +192,7 @@ class Checkpoints:
         Raises: CorruptError.
         """
         state = self._log.names(_state(self.number))
-        there = [*log.names("checkpoint/"), *log.names("state/"), *log.names(_COUNTS)]
+        there = [*log.names("checkpoint/"), *log.names("state/"), *log.names(COUNTS_FACT)]
         facts: dict[str, bytes | None] = {name: None for name in there if name not in state}
         facts[_name(self.number)] = self._log.fact(_name(self.number))
         facts[_CUT] = json.dumps(self.newest_cut.describe()).encode()
@@ -217,7 +218,16 @@ class Checkpoints:
                 unpack_state(manifest["state"], self._state(number))
             except CorruptError as error:
                 broken.append(f"checkpoint of step {manifest['step']}: {error}")
+        try:
+            self._counts_of_cut()
+        except CorruptError as error:
+            broken.append(f"counts of keys with the last cut: {error}")
         return broken
+
+    def _counts_of_cut(self) -> dict[str, Any] | None:
+        """The state that `make_cut` packed; None when there is none newer than a checkpoint's."""
+        tree = self._log.fact(COUNTS_FACT)
+        return None if tree is None else unpack_state(tree.decode(), self._state(0))
 
     def _numbers(self) -> list[int]:
         return [int(name.split("/")[1]) for name in self._log.names("checkpoint/")]
@@ -232,7 +242,7 @@ class Checkpoints:
         return dict.fromkeys([_name(number), *self._log.names(_state(number))])
 
     def _without_counts(self) -> dict[str, bytes | None]:
-        return self._without(0) | {_COUNTS: None}
+        return self._without(0) | {COUNTS_FACT: None}
 
 
 def _pieces(number: int, tensors: bytes) -> dict[str, bytes | None]:

@@ -278,7 +278,7 @@ class Store:
     def resume(self) -> tuple[int, dict[str, Any]]:
         """Go back to the newest checkpoint: (its step, the caller's state then).
 
-        What came after it is gone for good, and counters start anew. Raises: StoreError when there
+        What came after it is gone for good, and figures start anew. Raises: StoreError when there
         is no checkpoint, or a batch is in flight; CorruptError before anything has changed.
         """
         with self._upkeep.standing_still(), self.planner:

@@ -7,6 +7,7 @@ import os
 import signal
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,14 @@ from ps.admission import Admission
 from ps.backup import back_up
 from ps.doorkeeper import Doorkeeper, bytes_held
 from ps.record import condensed
-from ps.shrink import shrink
+from ps.salvage import diagnose
+from ps.shrink import repair, shrink
 from ps.state import pack_state, unpack_state
 from ps.store import Store
 from ps.table import Table
 from ps.transfer import export_store, import_store
 from storage.errors import ConfigError, CorruptError
+from storage.log import BlockLog
 
 KINDS = [ps.CountMin(3, decay=4), ps.ExactCount(3, decay=4), ps.Probability(0.3)]
 any_kind = pytest.mark.parametrize("admission", KINDS, ids=lambda kind: kind.kind)
@@ -392,6 +395,18 @@ def test_close_and_cut_keep_the_counts(tmp_path: Path) -> None:
         assert rows_of(store).keys() == set()
 
 
+def test_the_counts_of_a_checkpoint_are_newer_than_those_of_a_cut_before(tmp_path: Path) -> None:
+    with ps.open(tmp_path, [ads(ps.ExactCount(3))], ram="12MiB", threads=1) as store:
+        step(store, [1])
+        store.cut()
+        step(store, [1])
+        store.checkpoint(2)
+        store.abandon()
+    with ps.open(tmp_path, None, ram="12MiB", threads=1) as store:
+        step(store, [1])
+        assert rows_of(store).keys() == {1}
+
+
 def test_rewriting_and_backup_keep_the_counts(tmp_path: Path) -> None:
     table = ads(ps.ExactCount(3))
     with ps.open(tmp_path / "a", [table], ram="12MiB", threads=1) as store:
@@ -405,6 +420,47 @@ def test_rewriting_and_backup_keep_the_counts(tmp_path: Path) -> None:
             step(store, [1])
             assert rows_of(store).keys() == rows
     back_up(tmp_path / "a", tmp_path / "c")
+
+
+@pytest.mark.parametrize("fact", ["counts", "state/000000000000/000000"])
+def test_damaged_counts_are_named_and_start_anew(tmp_path: Path, fact: str) -> None:
+    table = ads(ps.ExactCount(2))
+    with ps.open(tmp_path, [table], ram="12MiB", threads=1) as store:
+        step(store, [1])
+        store.checkpoint(1)
+        step(store, [1, 2])
+    with closing(BlockLog(tmp_path, ["ads"])) as log, log.transaction(write=True) as txn:
+        value = bytearray(txn.get(fact.encode(), db=log._facts))
+        value[-1] ^= 1
+        txn.put(fact.encode(), bytes(value), db=log._facts)
+    assert any(fact in line for line in diagnose(tmp_path).broken)
+    if fact == "counts":
+        with pytest.raises(CorruptError, match="counts"):
+            ps.open(tmp_path, [table], ram="12MiB")
+    else:
+        with pytest.warns(RuntimeWarning, match="start anew"):
+            store = ps.open(tmp_path, [table], ram="12MiB", threads=1)
+        with store:
+            assert any("counts of keys" in line for line in store.check())
+            store.abandon()
+    repair(tmp_path)
+    assert diagnose(tmp_path).broken == []
+    with ps.open(tmp_path, [table], ram="12MiB", threads=1) as store:
+        assert store.check() == []
+        step(store, [1, 2])  # a row by now, and a count of the checkpoint's
+        assert rows_of(store).keys() == {1}
+
+
+def test_what_is_staged_but_not_used_is_not_counted(tmp_path: Path) -> None:
+    with ps.open(tmp_path, [ads(ps.ExactCount(2))], ram="12MiB", threads=1) as store:
+        bag, sparse = worker.EmbeddingBag(store, "ads"), worker.SparseOptimizer(store)
+        calls = [torch.tensor([[1], [2]]), torch.tensor([[2], [3]])]
+        for batch in worker.prefetch([calls] * 2, keys=lambda calls: {bag: calls}, depth=1):
+            bag(batch[0]).sum().backward()
+            sparse.step()
+        assert rows_of(store).keys() == {1, 2}
+        report = told(store)
+        assert (report["keys_refused"], report["keys_admitted"]) == (2, 2)
 
 
 def test_a_name_of_the_callers_is_never_taken_for_counts(tmp_path: Path) -> None:
