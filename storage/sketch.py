@@ -9,7 +9,8 @@ line, a key that never came has an estimate above 0 with a chance of about (1 - 
 A cell has 2, 4 or 8 bits, as many as the most that is counted needs.
 
 Each bucket of the key space has cells of its own. So an estimate depends on keys of the same bucket
-only, however buckets are spread over shards, and a key's four cells lie near each other.
+only, however buckets are spread over shards. A bucket has blocks of about a cache line, which hold
+a part of every line of cells, and a key has all its cells in one block.
 
 A batch is added as one: all estimates are read before any cell is raised, so that the order of its
 keys changes nothing. A cell is then at least the new count of every key that it belongs to.
@@ -34,51 +35,59 @@ MOST_COUNT = 255
 """A cell is a byte at most."""
 LEAST_BYTES = 4 * DEPTH * BUCKETS
 _SALT = np.uint64(0xA0761D6478BD642F)
-_32, _LOW = np.uint64(32), np.uint64(0xFFFFFFFF)
+_BLOCK_WIDTH = 16
+_1, _17, _32, _LOW = np.uint64(1), np.uint64(17), np.uint64(32), np.uint64(0xFFFFFFFF)
 
 
 @nb.njit(nogil=True, cache=True)
-def _cell(mixed: Any, line: Any, width: Any) -> Any:
-    """The cell of a mixed key in a line. Kirsch and Mitzenmacher (2006): two hashes make all."""
+def _hash(mixed: Any, blocks: Any) -> Any:
+    """The block of a mixed key in its bucket, and what its cells there follow from."""
     hashed = mix(mixed ^ _SALT)
-    one = (hashed + np.uint64(line) * ((hashed >> _32) | np.uint64(1))) & _LOW
-    return np.int64((one * np.uint64(width)) >> _32)
+    return np.int64(((hashed >> _32) * np.uint64(blocks)) >> _32), hashed
 
 
 @nb.njit(nogil=True, cache=True)
-def _estimate(cells: Any, bits: int, keys: Any, out: Any) -> None:
-    share, full = 8 // bits, (1 << bits) - 1
+def _cell(hashed: Any, line: Any, log_bits: Any, width: Any) -> Any:
+    """Byte and shift of the cell in a line; two hashes make all (Kirsch, Mitzenmacher, 2006)."""
+    one = (hashed + np.uint64(line) * ((hashed >> _17) | _1)) & _LOW
+    cell = np.int64((one * np.uint64(width << (3 - log_bits))) >> _32)
+    return cell >> (3 - log_bits), (cell & ((8 >> log_bits) - 1)) << log_bits
+
+
+@nb.njit(nogil=True, cache=True)
+def _estimate(cells: Any, log_bits: int, keys: Any, out: Any) -> None:
+    full = (1 << (1 << log_bits)) - 1
     for u in range(keys.shape[0]):
         mixed = mix(keys[u])
-        bucket = np.int64(bucket_of(mixed))
-        least = full
+        bucket, least = np.int64(bucket_of(mixed)), full
+        block, hashed = _hash(mixed, cells.shape[1])
         for line in range(DEPTH):
-            cell = _cell(mixed, line, share * cells.shape[2])
-            byte = np.int64(cells[bucket, line, cell // share])
-            least = min(least, byte >> cell % share * bits & full)
+            byte, shift = _cell(hashed, line, log_bits, cells.shape[3])
+            least = min(least, (np.int64(cells[bucket, block, line, byte]) >> shift) & full)
         out[u] = least
 
 
 @nb.njit(nogil=True, cache=True)
-def _raise(cells: Any, bits: int, keys: Any, totals: Any) -> None:
-    share, full = 8 // bits, (1 << bits) - 1
+def _raise(cells: Any, log_bits: int, keys: Any, totals: Any) -> None:
+    full = (1 << (1 << log_bits)) - 1
     for u in range(keys.shape[0]):
         mixed = mix(keys[u])
         bucket = np.int64(bucket_of(mixed))
+        block, hashed = _hash(mixed, cells.shape[1])
         for line in range(DEPTH):
-            cell = _cell(mixed, line, share * cells.shape[2])
-            byte, shift = np.int64(cells[bucket, line, cell // share]), cell % share * bits
-            if byte >> shift & full < totals[u]:
-                byte = byte & ~(full << shift) | totals[u] << shift
-                cells[bucket, line, cell // share] = np.uint8(byte)
+            byte, shift = _cell(hashed, line, log_bits, cells.shape[3])
+            word = np.int64(cells[bucket, block, line, byte])
+            if (word >> shift) & full < totals[u]:
+                word = (word & ~(full << shift)) | (totals[u] << shift)
+                cells[bucket, block, line, byte] = np.uint8(word)
 
 
 class Sketch:
     """See the module's docstring.
 
     size: bytes to use at most, 65,536 or more. most: counts stop there, 255 or less. ``bits``: of a
-    cell. ``cells``: (BUCKETS, DEPTH, width) uint8, ``8 // bits`` cells in each, the first lowest.
-    Raises: ConfigError.
+    cell. ``cells``: (BUCKETS, blocks, DEPTH, width) uint8, ``8 // bits`` cells in each, the first
+    lowest. Raises: ConfigError.
     """
 
     def __init__(self, size: int, most: int) -> None:
@@ -87,7 +96,10 @@ class Sketch:
         assert 0 < most <= MOST_COUNT
         self.most = most
         self.bits = 2 if most < 4 else 4 if most < 16 else 8
-        self.cells: NDArray[np.uint8] = np.zeros((BUCKETS, DEPTH, size // (BUCKETS * DEPTH)), "u1")
+        self._log_bits = self.bits.bit_length() - 1
+        width = size // (BUCKETS * DEPTH)
+        blocks = max(1, width // _BLOCK_WIDTH)
+        self.cells: NDArray[np.uint8] = np.zeros((BUCKETS, blocks, DEPTH, width // blocks), "u1")
 
     @property
     def nbytes(self) -> int:
@@ -97,13 +109,13 @@ class Sketch:
     def estimate(self, keys: Keys) -> NDArray[np.int64]:
         """(U,) int64: about how often each key came, never too few up to ``most``."""
         found = np.empty(len(keys), np.int64)
-        _estimate(self.cells, self.bits, keys, found)
+        _estimate(self.cells, self._log_bits, keys, found)
         return found
 
     def add(self, keys: Keys, counts: Counts) -> NDArray[np.int64]:
         """Count a batch: (U,) int64 estimates with it. keys: (U,) uint64, unique."""
         totals: NDArray[np.int64] = np.minimum(self.estimate(keys) + counts, self.most)
-        _raise(self.cells, self.bits, keys, totals)
+        _raise(self.cells, self._log_bits, keys, totals)
         return totals
 
     def forget(self, keys: Keys) -> None:

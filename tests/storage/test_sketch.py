@@ -97,7 +97,7 @@ def test_new_keys_are_mistaken_as_often_as_the_docstring_says(most: int, cells: 
     sketch.add(seen, np.ones(width, np.int32))
     unseen = np.random.default_rng(1).integers(0, 2**64, 20_000, np.uint64)
     mistaken = np.count_nonzero(sketch.estimate(unseen)) / len(unseen)
-    assert mistaken == pytest.approx((1 - np.exp(-1)) ** DEPTH, rel=0.15)
+    assert mistaken == pytest.approx((1 - np.exp(-1)) ** DEPTH, rel=0.2)
 
 
 @pytest.mark.parametrize(("most", "bits"), [(3, 2), (15, 4), (MOST_COUNT, 8)])
@@ -135,7 +135,7 @@ def test_what_it_gives_can_be_taken_over_and_nothing_else() -> None:
     sketch.add(keys, counts)
     other.restore(**sketch.arrays())
     assert np.array_equal(other.estimate(keys), sketch.estimate(keys))
-    for wrong in (sketch.cells[:, :, :1], sketch.cells.astype(np.int8)):
+    for wrong in (sketch.cells[:, :, :, :1], sketch.cells.astype(np.int8)):
         with pytest.raises(ValueError, match="expected"):
             other.restore(wrong)
     assert sketch.nbytes == 1 << 17
