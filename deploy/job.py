@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 
 import ps
+from ps.admission import Admission
 from ps.optimizer import OPTIMIZERS
 from storage.budget import parse_size
 from storage.errors import ConfigError
@@ -48,6 +49,7 @@ class Job:
     dtype: str = "float32"
     seed: int = 0
     threads: int | None = None
+    admission: Admission | None = None
 
     def dataset(self) -> Dataset:
         """The data, opened; a few lines are read."""
@@ -65,7 +67,7 @@ class Job:
         optimizer: Any = OPTIMIZERS[self.optimizer]
         return ps.Table(
             TABLE, dim=self._preset.dim, optimizer=optimizer(lr=self.lr), dtype=self.dtype,
-            seed=self.seed,
+            seed=self.seed, admission=self.admission,
         )  # fmt: skip
 
     @contextmanager

@@ -27,6 +27,7 @@ checkpoint; --resume goes on from the newest one. What --record writes is a trac
 reads like any other: batches made resident, with those ahead of the last step."""
 
 Choice = Literal["stop", "skip"]
+Count = Literal["sketch", "exact", "probability"]
 
 
 def train(
@@ -56,6 +57,10 @@ def train(
     steps: Annotated[int | None, typer.Option(help="Most steps of the whole run.")] = None,
     seed: Annotated[int, typer.Option(help="Of initial rows, layers and synthetic data.")] = 0,
     threads: Annotated[int | None, typer.Option(help="For kernels and layers; None: all cores.")] = None,
+    admit: Annotated[int | None, typer.Option(help="Uses in training from which on a key has a row; None: at once.")] = None,
+    admit_by: Annotated[Count, typer.Option(help="Count by a sketch or exactly, or admit with probability 1/--admit.")] = "sketch",
+    admit_decay: Annotated[int | None, typer.Option(help="Steps after which counts are halved.")] = None,
+    admit_bytes: Annotated[str | None, typer.Option(help="RAM for the counts, such as 16MiB; thrice as much is kept for checkpoints.")] = None,
     on_nan: Annotated[Choice, typer.Option(help="NaN in a gradient: stop, or skip those rows.")] = "stop",
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint.")] = False,
     record: Annotated[Path | None, typer.Option(help="Record which keys each batch asks for in this new file (.npy).")] = None,
@@ -64,6 +69,7 @@ def train(
     json: Annotated[Path | None, typer.Option(help="Write the report here as one JSON object.")] = None,
 ) -> int:  # fmt: skip
     """Train a DLRM whose embedding rows live in RAM and on the SSD."""
+    from deploy.admit import admission
     from deploy.job import Job
     from worker.trainer import Schedule
 
@@ -71,6 +77,7 @@ def train(
         data=data, store=store, test_data=test_data, holdout=holdout, bad_lines=bad_lines, ram=ram,
         hbm=hbm, disk=disk, device=device, durability=durability, policy=policy, preset=preset,
         dim=dim, optimizer=optimizer, lr=lr, dtype=dtype, seed=seed, threads=threads, ghost=ghost,
+        admission=admission(admit, admit_by, decay=admit_decay, size=admit_bytes),
         schedule=Schedule(
             batch_size=batch_size, epochs=epochs, steps=steps, depth=prefetch,
             checkpoint_every=checkpoint_every, on_nan=on_nan, dense_lr=dense_lr,
@@ -182,7 +189,9 @@ def _report(
 ) -> dict[str, Any]:
     from dataclasses import asdict
 
+    from deploy import admit
     from deploy.display import hit_rates
+    from deploy.job import TABLE
 
     so_far = progress.metrics.figures
     shown = figures or so_far
@@ -206,6 +215,7 @@ def _report(
         "rows": sum(len(tier) for tier in ssd),
         "bytes": _bytes(store),
         "rows_crc": digest,
+        "admission": admit.report(store, TABLE),
         "bad_lines": bad_lines,
         "bad_steps": progress.bad_steps,
         "skipped_rows": trainer.sparse.skipped_rows,
@@ -229,6 +239,7 @@ def _bytes(store: Store) -> dict[str, int]:
 
 
 def _show(job: Job, report: dict[str, Any], *, interrupted: bool) -> None:
+    from deploy.admit import shown
     from deploy.display import show_table
     from storage.budget import show_size
 
@@ -252,6 +263,8 @@ def _show(job: Job, report: dict[str, Any], *, interrupted: bool) -> None:
             size = show_size(held[tier["tier"]])
             rows[f"rows in {tier['tier']}"] = f"{tier['rows']:,} ({size})"
         rows["keys first seen"] = f"{table['first_seen']['keys']:,}"
+    if report["admission"]:
+        rows |= shown(report["admission"])
     rows |= {
         "SSD rows read / written": f"{report['ssd_rows_read']:,} / {report['ssd_rows_written']:,}",
         "RAM budget, peak": f"{show_size(held['ram_budget'])}, {show_size(held['ram_peak'])}",

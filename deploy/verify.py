@@ -18,6 +18,7 @@ import typer
 from deploy.display import Display
 from deploy.job import TABLE, Job
 from deploy.report import write_json
+from ps.doorkeeper import bytes_held
 from storage.budget import show_size
 from storage.codec import tolerance
 from storage.keys import mix_keys
@@ -71,7 +72,9 @@ def _enough(job: Job, steps: int) -> str:
         examples, ids = batch.size, len(batch.ids)
         break
     most = steps * max(1, ids) * max(1, job.schedule.batch_size // max(1, examples))
-    return str(int(_ORACLE_SHARE * most * (4 * job.table().width + 64)) + (64 << 20))
+    table = job.table()
+    fixed = (64 << 20) + 2 * bytes_held(table)
+    return str(int(_ORACLE_SHARE * most * (4 * table.width + 64)) + fixed)
 
 
 def _run(job: Job, title: str) -> tuple[list[float], int]:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+from ps.admission import CountMin, ExactCount, Probability
 from ps.optimizer import FTRL, SGD, Adagrad, Adam, RowWiseAdagrad, RowWiseAdam
 from ps.settings import Settings
 from ps.store import Store
@@ -26,8 +27,8 @@ from storage.initial import Constant, Normal, Uniform, Zeros
 from storage.policy import DEFAULT as DEFAULT_POLICY
 
 __all__ = [
-    "FTRL", "SGD", "Adagrad", "Adam", "Constant", "Normal", "RowWiseAdagrad", "RowWiseAdam",
-    "Store", "Table", "Uniform", "Zeros", "open",
+    "FTRL", "SGD", "Adagrad", "Adam", "Constant", "CountMin", "ExactCount", "Normal", "Probability",
+    "RowWiseAdagrad", "RowWiseAdam", "Store", "Table", "Uniform", "Zeros", "open",
 ]  # fmt: skip
 
 

@@ -4,22 +4,32 @@ A *cut* says which blocks of each table count; opening a store shows the last on
 a cut with a manifest (step, blocks, the caller's state) in the same transaction. The last two are
 kept. Everything here is one synced transaction: it happened or it did not.
 
+The counts of doorkeepers are part of a checkpoint's state, under a name of their own. A cut may
+have newer ones, kept as the state of a checkpoint number 0; the next checkpoint takes their place.
+
 Threads: one owner, the store's planner; the properties may be read by any thread.
 """
 
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from ps.lineage import FACT as LINEAGE
 from ps.lineage import Lineage
-from ps.state import unpack_state
+from ps.state import pack_state, unpack_state
 from storage.environment import Environment
 from storage.errors import CorruptError
 from storage.log import BlockLog
+
+COUNTS = "__counts__"
+"""Where the doorkeepers' counts are in a checkpoint's state; no name of the caller's."""
+
+COUNTS_FACT = "counts"
+"""The fact that says what is in the state number 0."""
 
 _CUT, _STATE = "cut", "state/"
 _KEPT = 2
@@ -91,10 +101,34 @@ class Checkpoints:
         cuts = [self.cut, *(cut_from(manifest) for manifest in self._manifests.values())]
         return [cut.blocks.get(table, 0) for cut in cuts]
 
-    def make_cut(self, cut: Cut) -> None:
-        """Make the blocks below its ends count. Raises: DiskFullError."""
-        self._log.commit({_CUT: json.dumps(cut.describe()).encode()})
+    def make_cut(self, cut: Cut, counts: Mapping[str, Any] | None = None) -> None:
+        """Make the blocks below its ends count. Raises: DiskFullError.
+
+        counts: of the doorkeepers, to be shown with it; None leaves those that were saved last.
+        """
+        facts: dict[str, bytes | None] = {_CUT: json.dumps(cut.describe()).encode()}
+        if counts is not None:
+            tree, tensors = pack_state({COUNTS: counts})
+            facts |= self._without(0) | _pieces(0, tensors) | {COUNTS_FACT: tree.encode()}
+        self._log.commit(facts)
         self._cut = cut
+
+    def go_back(self, cut: Cut) -> None:
+        """Make the newest checkpoint's cut the last; its counts too. Raises: DiskFullError."""
+        self._log.commit({_CUT: json.dumps(cut.describe()).encode(), **self._without_counts()})
+        self._cut = cut
+
+    def counts(self) -> dict[str, Any]:
+        """The newest counts that were saved, by table; none, and a warning, if they are damaged."""
+        try:
+            state = self._counts_of_cut()
+            if state is None:
+                newest = self.newest()
+                state = {} if newest is None else newest[2]
+        except CorruptError as error:
+            warnings.warn(f"counts of keys start anew: {error}", RuntimeWarning, stacklevel=2)
+            return {}
+        return dict(state.get(COUNTS, {}))
 
     def add(self, step: int, cut: Cut, tree: str, tensors: bytes) -> None:
         """A cut and a checkpoint of it; the one before last is given up. Raises: DiskFullError.
@@ -103,9 +137,7 @@ class Checkpoints:
         """
         number = 1 + self.number
         # There may be pieces of this number that a backup left which was killed.
-        facts: dict[str, bytes | None] = {**self._without(number)}
-        for i, start in enumerate(range(0, len(tensors), _PIECE)):
-            facts[f"{_state(number)}{i:06d}"] = tensors[start : start + _PIECE]
+        facts = self._without(number) | self._without_counts() | _pieces(number, tensors)
         facts |= self.lineage.facts_with(number)
         manifest = {"step": step, **cut.describe(), "state": tree}
         facts[_name(number)] = json.dumps(manifest).encode()
@@ -138,6 +170,8 @@ class Checkpoints:
         for number in self._manifests:
             for name in self._log.names(_state(number)):
                 log.commit({name: self._log.fact(name)})
+        counts = [*self._log.names(COUNTS_FACT), *self._log.names(_state(0))]
+        log.commit({name: self._log.fact(name) for name in counts})
         manifests = {
             _name(number): json.dumps(manifest | there(cut_from(manifest))).encode()
             for number, manifest in self._manifests.items()
@@ -158,7 +192,7 @@ class Checkpoints:
         Raises: CorruptError.
         """
         state = self._log.names(_state(self.number))
-        there = [*log.names("checkpoint/"), *log.names("state/")]
+        there = [*log.names("checkpoint/"), *log.names("state/"), *log.names(COUNTS_FACT)]
         facts: dict[str, bytes | None] = {name: None for name in there if name not in state}
         facts[_name(self.number)] = self._log.fact(_name(self.number))
         facts[_CUT] = json.dumps(self.newest_cut.describe()).encode()
@@ -184,7 +218,16 @@ class Checkpoints:
                 unpack_state(manifest["state"], self._state(number))
             except CorruptError as error:
                 broken.append(f"checkpoint of step {manifest['step']}: {error}")
+        try:
+            self._counts_of_cut()
+        except CorruptError as error:
+            broken.append(f"counts of keys with the last cut: {error}")
         return broken
+
+    def _counts_of_cut(self) -> dict[str, Any] | None:
+        """The state that `make_cut` packed; None when there is none newer than a checkpoint's."""
+        tree = self._log.fact(COUNTS_FACT)
+        return None if tree is None else unpack_state(tree.decode(), self._state(0))
 
     def _numbers(self) -> list[int]:
         return [int(name.split("/")[1]) for name in self._log.names("checkpoint/")]
@@ -195,8 +238,16 @@ class Checkpoints:
     def _state(self, number: int) -> bytes:
         return b"".join(self._log.fact(name) or b"" for name in self._log.names(_state(number)))
 
-    def _without(self, number: int) -> dict[str, None]:
+    def _without(self, number: int) -> dict[str, bytes | None]:
         return dict.fromkeys([_name(number), *self._log.names(_state(number))])
+
+    def _without_counts(self) -> dict[str, bytes | None]:
+        return self._without(0) | {COUNTS_FACT: None}
+
+
+def _pieces(number: int, tensors: bytes) -> dict[str, bytes | None]:
+    starts = enumerate(range(0, len(tensors), _PIECE))
+    return {f"{_state(number)}{i:06d}": tensors[start : start + _PIECE] for i, start in starts}
 
 
 def _name(number: int) -> str:

@@ -187,8 +187,8 @@ def _differences(path: Path, found: Sequence[Table], given: Sequence[Table]) -> 
         ]
     lines = []
     for name, table in want.items():
-        for field in table:
-            ours, theirs = _without_rate(table[field]), _without_rate(have[name][field])
+        for field in table | have[name]:
+            ours, theirs = (_without_rate(each.get(field)) for each in (table, have[name]))
             if ours != theirs:
                 lines.append(
                     f"{path}: table {name!r} was made with {field} {_show(theirs)}, expected "
@@ -205,5 +205,5 @@ def _without_rate(value: Any) -> Any:
 def _show(value: Any) -> str:
     if not isinstance(value, dict):
         return repr(value)
-    rest = ", ".join(f"{key}={part}" for key, part in value.items() if key != "name")
-    return f"{value.get('name')}({rest})"
+    rest = ", ".join(f"{key}={part}" for key, part in value.items() if key not in ("name", "kind"))
+    return f"{value.get('name', value.get('kind'))}({rest})"

@@ -53,6 +53,7 @@ class Description(_Entry):
     dtype: str
     rows: int | None
     seed: int
+    admission: dict[str, Any] | None = None
 
 
 class TableEntry(_Entry):
@@ -73,7 +74,8 @@ class Manifest(_Entry):
 
     def text(self) -> str:
         """The manifest as JSON."""
-        return self.model_dump_json(indent=1)
+        # A table without admission is described as by versions that did not know it.
+        return self.model_dump_json(indent=1, exclude_defaults=True)
 
     def make_tables(self) -> list[Table]:
         """The tables as they were. Raises: ConfigError for a description that cannot be meant."""

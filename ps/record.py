@@ -2,7 +2,8 @@
 
 Backward only records; the step sums each row's gradients over all records of its table, in the
 order they were recorded and in batch order inside each, and applies the optimizer once. One record
-goes through a fused kernel, several through a buffer, with the same bits.
+goes through a fused kernel, several through a buffer, with the same bits. Where the table has a
+doorkeeper, it is asked here which rows the step trains; the gradients of the others are dropped.
 
 Threads: a record belongs to the thread that trains.
 """
@@ -26,7 +27,7 @@ from ps.update import apply_bags, apply_rows
 from ps.workingset import Hold
 from storage.array import FloatArray
 from storage.keys import dedupe
-from storage.rows import Floats, Positions
+from storage.rows import Counts, Floats, Positions
 
 _NO_WEIGHTS = np.empty(0, np.float32)
 
@@ -39,7 +40,8 @@ class Record:
     int32, the bag of each access. weights: (N,) float32, its factor, (0,) for 1.
     gradient: (bags, D) float32 of the pooled output, on the store's device. argmax: (bags, D)
     int32, the access that each float came from, for pooling by maximum, else None. holds: keep the
-    rows pinned. finite: no NaN or infinity in ``gradient``.
+    rows pinned. finite: no NaN or infinity in ``gradient``. counts: (U,) int32, accesses of each
+    row where that is more than ``inverse`` says, in place of several records, else None.
     """
 
     positions: Positions
@@ -50,6 +52,14 @@ class Record:
     argmax: NDArray[np.int32] | None
     holds: tuple[Hold, ...]
     finite: bool
+    counts: Counts | None = None
+
+    @property
+    def uses(self) -> Counts:
+        """(U,) int32: accesses of each row."""
+        if self.counts is not None:
+            return self.counts
+        return np.bincount(self.inverse, minlength=len(self.positions)).astype(np.int32)
 
     def drop(self) -> None:
         """Let go of the rows: the step is done, or left out."""
@@ -74,23 +84,31 @@ def apply(
     rows = (*top.array.host, top.steps, top.dirty)
     if len(records) == 1 and records[0].argmax is None:
         record = records[0]
-        starts, order = group(record.inverse, len(record.positions))
+        positions, inverse, dropped = record.positions, record.inverse, 0
+        if stack.doorkeeper is not None:
+            kept = _trained(stack, positions, record.uses)
+            # Accesses of all other rows are brought together behind those of the last one.
+            number = np.full(len(positions), len(kept), np.int32)
+            number[kept] = np.arange(len(kept))
+            positions, inverse, dropped = positions[kept], number[inverse], 1
+        starts, order = group(inverse, len(positions) + dropped)
         tail = (starts, order, record.bags, record.weights, record.gradient.numpy())
-        found = pool.run(apply_bags, len(record.positions), *head, *rows, record.positions, *tail)
-        return sum(found)
-    positions, gradients = condense(table.dim, records, pool)
+        return sum(pool.run(apply_bags, len(positions), *head, *rows, positions, *tail))
+    positions, gradients, uses = condense(table.dim, records, pool)
+    if stack.doorkeeper is not None:
+        kept = _trained(stack, positions, uses)
+        positions, gradients = positions[kept], gradients[kept]
     return sum(pool.run(apply_rows, len(positions), *head, *rows, positions, gradients))
 
 
-def condense(dim: int, records: Sequence[Record], pool: Pool) -> tuple[Positions, Floats]:
-    """The rows of all records, each once, and the sum of its gradients: (U,) int64, (U, D) float32.
+def condense(dim: int, records: Sequence[Record], pool: Pool) -> tuple[Positions, Floats, Counts]:
+    """The rows of all records, each once, the sum of its gradients, and its accesses.
 
-    On the host. Rows are in order of first use.
+    (U,) int64, (U, D) float32, (U,) int32. On the host. Rows are in order of first use.
     """
-    union, numbers, _ = dedupe(np.concatenate([r.positions for r in records]).view(np.uint64))
+    union, numbers = _united(records)
     gradients = np.zeros((len(union), dim), np.float32)
-    edges = np.cumsum([len(record.positions) for record in records])[:-1]
-    for record, number in zip(records, np.split(numbers, edges), strict=True):
+    for record, number in zip(records, numbers, strict=True):
         starts, order = group(number[record.inverse], len(union))
         where = (starts, order, record.bags)
         gradient = record.gradient.cpu().numpy()
@@ -98,18 +116,47 @@ def condense(dim: int, records: Sequence[Record], pool: Pool) -> tuple[Positions
             pool.run(merge, len(union), *where, record.weights, gradient, gradients)
         else:
             pool.run(merge_max, len(union), *where, record.argmax, gradient, gradients)
-    return union.view(np.int64), gradients
+    return union, gradients, _uses(records, numbers, len(union))
 
 
 def condensed(dim: int, records: Sequence[Record], pool: Pool) -> Record:
     """One record in place of several, with the same sums and all their pins."""
-    positions, gradients = condense(dim, records, pool)
+    positions, gradients, uses = condense(dim, records, pool)
     each = np.arange(len(positions), dtype=np.int32)
     finite = all(record.finite for record in records)
     device = records[0].gradient.device
     tensor = torch.from_numpy(gradients).to(device)
     holds = tuple(hold for record in records for hold in record.holds)
-    return Record(positions, each, each, _NO_WEIGHTS, tensor, None, holds, finite)
+    return Record(positions, each, each, _NO_WEIGHTS, tensor, None, holds, finite, uses)
+
+
+def _united(records: Sequence[Record]) -> tuple[Positions, list[NDArray[np.int32]]]:
+    """The rows of all records, each once, in order of first use; and where each record's went."""
+    union, numbers, _ = dedupe(np.concatenate([r.positions for r in records]).view(np.uint64))
+    edges = np.cumsum([len(record.positions) for record in records])[:-1]
+    return union.view(np.int64), np.split(numbers, edges)
+
+
+def _uses(
+    records: Sequence[Record], numbers: Sequence[NDArray[np.int32]], unique_count: int
+) -> Counts:
+    """(U,) int32: accesses of each row of `_united` by all records."""
+    uses = np.zeros(unique_count, np.int32)
+    for record, number in zip(records, numbers, strict=True):
+        uses[number] += record.uses
+    return uses
+
+
+def _trained(stack: Stack, positions: Positions, uses: Counts) -> Positions:
+    """(n,) int64, ascending: which of these pinned rows the step trains, by the doorkeeper.
+
+    positions: (U,) int64, unique. uses: (U,) int32, accesses of each in this step.
+    """
+    assert stack.doorkeeper is not None
+    trained = stack.top.steps[positions] > 0
+    new = np.flatnonzero(~trained & (uses > 0))
+    trained[new] = stack.doorkeeper.admits(stack.top.keys_at(positions[new]), uses[new])
+    return np.flatnonzero(trained)
 
 
 def _apply_on_device(
@@ -118,19 +165,18 @@ def _apply_on_device(
     """`apply` with torch operations where the top tier is."""
     array, table, device = stack.top.array, stack.table, records[0].gradient.device
     assert isinstance(array, FloatArray)
-    union, numbers, _ = dedupe(np.concatenate([r.positions for r in records]).view(np.uint64))
-    edges = np.cumsum([len(record.positions) for record in records])[:-1]
-    inverses = [
-        number[record.inverse]
-        for record, number in zip(records, np.split(numbers, edges), strict=True)
-    ]
+    union, numbers = _united(records)
+    inverses = [number[r.inverse] for r, number in zip(records, numbers, strict=True)]
     total = _merged_on_device(records, inverses, len(union))
-    positions = torch.from_numpy(union.view(np.int64)).to(device)
+    if stack.doorkeeper is not None:
+        kept = _trained(stack, union, _uses(records, numbers, len(union)))
+        union, total = union[kept], total.index_select(0, torch.from_numpy(kept).to(device))
+    positions = torch.from_numpy(union).to(device)
     skipped = apply_tensors(
         table.optimizer, array.embeddings, array.state, positions, total,
         lr=lr, step=step, scale=scale,
     )  # fmt: skip
-    good = union.view(np.int64)[~skipped.cpu().numpy()]
+    good = union[~skipped.cpu().numpy()]
     stack.top.steps[good] = step
     stack.top.dirty[good] = 1
     return len(union) - len(good)

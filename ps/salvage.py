@@ -16,7 +16,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from ps.checkpoint import Checkpoints, Cut, cut_from
+from ps.checkpoint import COUNTS_FACT, Checkpoints, Cut, cut_from
 from ps.directory import StoreDirectory
 from storage.examine import examine
 from storage.log import BlockLog
@@ -79,7 +79,7 @@ def damaged_facts(log: BlockLog) -> list[str]:
         number = _checkpoint_of(name)
         if name == _CUT:
             lines.append("the last cut is damaged: the newest checkpoint, or all, shows instead")
-        elif number is not None:
+        elif number:
             lines.append(f"checkpoint number {number}: {name.split('/')[0]} damaged: it is lost")
         else:
             lines.append(f"fact {name!r} is damaged: it is made anew")
@@ -117,6 +117,8 @@ def _fallback(log: BlockLog) -> Cut:
 
 
 def _checkpoint_of(name: str) -> int | None:
-    """The number of the checkpoint that a fact is a part of."""
+    """The number of the checkpoint that a fact is a part of; 0 for counts that a cut has."""
     kind, number, *_ = *name.split("/"), ""
+    if kind == COUNTS_FACT:
+        return 0
     return int(number) if kind in ("checkpoint", "state") and number.isdecimal() else None

@@ -129,10 +129,11 @@ class Space:
         return held + self._to_begin()
 
     def _to_begin(self) -> int:
-        """What compaction needs to begin, and a checkpoint for the caller's state."""
+        """What compaction needs to begin, and a checkpoint for the caller's state and counts."""
         stacks = self._stacks().values()
         segments = sum(2 * SEGMENT_BLOCKS * s.table.shape.pages * 4096 for s in stacks)
-        return segments + int(_OVERHEAD * self._checkpoints.state_bytes)
+        counts = sum(s.table.admission.bytes_held for s in stacks if s.table.admission)
+        return segments + int(_OVERHEAD * max(self._checkpoints.state_bytes, counts))
 
     def _dirty(self) -> int:
         """Bytes that writing all dirty rows takes now."""

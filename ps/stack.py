@@ -5,12 +5,15 @@ Two levels (RAM over SSD) or three (HBM over RAM over SSD). The top level is whe
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 
+from ps.checkpoint import Cut
+from ps.doorkeeper import Doorkeeper, bytes_held
 from ps.table import Table
 from storage.address import ENTRY_BYTES
 from storage.array import CodedArray, FloatArray, RowArray
@@ -20,6 +23,7 @@ from storage.errors import ConfigError
 from storage.hierarchy import Hierarchy
 from storage.log import BlockLog
 from storage.reuse import ghost_bytes
+from storage.rows import Keys, Positions, Rows
 from storage.ssd import SsdTier
 
 _BUFFER_SHARE, _LARGEST_BUFFER = 96, 4 << 20
@@ -43,7 +47,8 @@ class Sizes:
 
 class Stack:
     """One table's tiers. ``top`` is the cache where rows are worked on, ``tiers`` all of them;
-    ``step`` is the optimizer's last one, 0 before the first.
+    ``step`` is the optimizer's last one, 0 before the first; ``doorkeeper`` says which keys get a
+    row, None for all: a row there has a step of 1 or more, which tells it from a key without one.
 
     Raises: ConfigError when a budget holds fewer than 16 rows beside what is fixed.
     """
@@ -57,9 +62,11 @@ class Stack:
         device: torch.device,
         policy: str,
         step: int = 0,
+        doorkeeper: Doorkeeper | None = None,
     ) -> None:
         self.table = table
         self.step = step
+        self.doorkeeper = doorkeeper
         self.budget = Budget(sizes.ram, f"--ram for table {table.name!r}")
         buffer = min(_LARGEST_BUFFER, sizes.ram // _BUFFER_SHARE)
         self.ssd = SsdTier(table.name, table.shape, log, buffer_bytes=buffer)
@@ -71,6 +78,8 @@ class Stack:
         self._hold("staging", self._staging)
         if sizes.ghost:
             self._hold("ghost", sizes.ghost)
+        if doorkeeper is not None:
+            self._hold("admission", bytes_held(table))
         self._caches(sizes, device)
 
     @property
@@ -82,6 +91,24 @@ class Stack:
     def dirty_rows(self) -> int:
         """Rows that the log does not hold, at most."""
         return sum(cache.dirty_rows for cache in self.caches)
+
+    def put(self, rows: Rows) -> None:
+        """Set whole rows; those marked dirty are part of the table from then on."""
+        if self.doorkeeper is not None:
+            rows = replace(rows, steps=np.maximum(rows.steps, np.uint32(1)))
+        self.hierarchy.write(rows)
+
+    def delete(self, keys: Keys) -> None:
+        """Forget rows on every tier, and that their keys ever came. None of them may be pinned."""
+        self.hierarchy.delete(keys)
+        if self.doorkeeper is not None:
+            self.doorkeeper.forget(keys)
+
+    def unpin(self, positions: Positions) -> None:
+        """Let go of a working set; keys that have no row leave first."""
+        self.hierarchy.unpin(positions)
+        if self.doorkeeper is not None:
+            self.top.demote_fresh(positions)
 
     def report(self) -> dict[str, Any]:
         """Figures of this table as JSON values."""
@@ -97,6 +124,7 @@ class Stack:
             "first_seen": {"accesses": seen.accesses, "keys": seen.keys},
             "ram_bytes": memory,
             "log": self.ssd.report(),
+            **({} if self.doorkeeper is None else {"admission": self.doorkeeper.report()}),
         }
 
     def _caches(self, sizes: Sizes, device: torch.device) -> None:
@@ -163,6 +191,7 @@ class Stack:
             row += int(self._overhead) + ENTRY_BYTES
             # What grows with the budget is a known share of it: buffers, staging and slack.
             fixed = self.ssd.memory_bytes + self.budget.parts.get("hbm index", 0) + self._ghost
+            fixed += bytes_held(self.table)
             fixed += 1024 * self._overhead
         return ConfigError(
             f"{option} leaves table {self.table.name!r} room for {max(0, rows)} rows beside "
@@ -173,8 +202,27 @@ class Stack:
     def _stacked(self, cache: CacheTier, below: Any, budget: Budget | None) -> Hierarchy:
         return Hierarchy(
             cache, below, budget=budget, shape=self.table.shape, fresh=self.table.fresh,
-            staging_bytes=self._staging,
+            staging_bytes=self._staging, passes_fresh=self.doorkeeper is None,
         )  # fmt: skip
+
+
+def make_stacks(
+    tables: Iterable[Table],
+    log: BlockLog,
+    sizes: Mapping[str, Sizes],
+    cut: Cut,
+    doorkeepers: Mapping[str, Doorkeeper],
+    device: torch.device,
+    policy: str,
+) -> dict[str, Stack]:
+    """The stacks of a store by table, as of ``cut``."""
+    return {
+        table.name: Stack(
+            table, log, sizes[table.name], step=cut.steps.get(table.name, 0),
+            doorkeeper=doorkeepers.get(table.name), device=device, policy=policy,
+        )
+        for table in tables
+    }  # fmt: skip
 
 
 def sizes(
@@ -214,4 +262,5 @@ def _most_bytes(table: Table) -> int:
     """Bytes with which every row of the table stays in RAM, index and buffers included."""
     if table.rows is None:
         return 1 << 62
-    return int(1.3 * table.rows * (4 * table.width + _OVERHEAD + 2 * ENTRY_BYTES)) + (4 << 20)
+    rows = int(1.3 * table.rows * (4 * table.width + _OVERHEAD + 2 * ENTRY_BYTES))
+    return rows + (4 << 20) + bytes_held(table)

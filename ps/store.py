@@ -28,9 +28,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ps.checkpoint import Checkpoints, Cut
+from ps.checkpoint import COUNTS, Checkpoints, Cut
 from ps.digest import rows_digest
 from ps.directory import StoreDirectory
+from ps.doorkeeper import Doorkeeper, doorkeepers
 from ps.ghost import Ghost
 from ps.observer import Observers
 from ps.planner import Planner
@@ -38,7 +39,7 @@ from ps.pool import Pool
 from ps.record import Record
 from ps.request import unique_keys
 from ps.settings import Settings
-from ps.stack import Stack, sizes
+from ps.stack import Stack, make_stacks, sizes
 from ps.survey import Survey, idle
 from ps.table import Table
 from ps.upkeep import Upkeep
@@ -83,7 +84,8 @@ class Store:
             checkpoints = Checkpoints(self._log)
             self._log.truncate_to(checkpoints.cut.blocks)
             self._sizes = sizes(directory.tables, settings.ram, settings.hbm, settings.ghost)
-            self.stacks = self._make_stacks(checkpoints.cut)
+            counts = checkpoints.counts() if any(t.admission for t in directory.tables) else {}
+            self.stacks = self._make_stacks(checkpoints.cut, doorkeepers(directory.tables, counts))
             self.ghost = Ghost(lambda: self.stacks) if settings.ghost else None
             self.observers.add(self.ghost)
             self._upkeep = Upkeep(self._log, self.planner, checkpoints, settings)
@@ -193,7 +195,7 @@ class Store:
         with self.stepping(), self.planner:
             self.settle()
             with self.planner.changing():
-                self.stacks[table].hierarchy.write(rows)
+                self.stacks[table].put(rows)
 
     def delete(self, table: str, keys: torch.Tensor | NDArray[Any]) -> None:
         """Forget rows on every tier, for good: no crash and no `resume` brings them back.
@@ -211,7 +213,7 @@ class Store:
                     f"finish the step (or the prefetch loop) first"
                 )
             with self.planner.changing():
-                self.stacks[table].hierarchy.delete(unique)
+                self.stacks[table].delete(unique)
 
     def expire(self, older_than_steps: int, table: str | None = None) -> int:
         """Delete rows that no step has changed in the last so many steps: how many there were.
@@ -285,7 +287,7 @@ class Store:
     def resume(self) -> tuple[int, dict[str, Any]]:
         """Go back to the newest checkpoint: (its step, the caller's state then).
 
-        What came after it is gone for good, and counters start anew. Raises: StoreError when there
+        What came after it is gone for good, and figures start anew. Raises: StoreError when there
         is no checkpoint, or a batch is in flight; CorruptError before anything has changed.
         """
         with self._upkeep.standing_still(), self.planner:
@@ -302,8 +304,9 @@ class Store:
                     f"start without resuming"
                 )
             step, cut, state = newest
+            known = doorkeepers(self.tables.values(), state.pop(COUNTS, {}))
             with self.planner.changing():
-                self._rewind(cut)
+                self._rewind(cut, known)
             return step, state
 
     # -- figures and the end ---------------------------------------------------------------------
@@ -358,7 +361,7 @@ class Store:
 
     def _unpin(self, parts: Mapping[str, Part]) -> None:
         for name, part in parts.items():
-            self.stacks[name].hierarchy.unpin(part.positions)
+            self.stacks[name].unpin(part.positions)
 
     def _spec(self, table: str) -> Table:
         if table not in self.tables:
@@ -382,18 +385,15 @@ class Store:
         values[missing] = self.tables[table].fresh(unique[missing])[:, :dim]
         return values[inverse]
 
-    def _rewind(self, cut: Cut) -> None:
+    def _rewind(self, cut: Cut, known: Mapping[str, Doorkeeper]) -> None:
         self._log.wait()
-        self._upkeep.checkpoints.make_cut(cut)
+        self._upkeep.checkpoints.go_back(cut)
         self.stacks = {}  # first, so that old and new caches never exist together
         self._upkeep.watch({})
         self._log.truncate_to(cut.blocks)
-        self.stacks = self._make_stacks(cut)
+        self.stacks = self._make_stacks(cut, known)
         self._upkeep.watch(self.stacks)
 
-    def _make_stacks(self, cut: Cut) -> dict[str, Stack]:
-        options: dict[str, Any] = {"device": self.device, "policy": self._policy}
-        return {
-            name: Stack(table, self._log, self._sizes[name], step=cut.steps.get(name, 0), **options)
-            for name, table in self.tables.items()
-        }
+    def _make_stacks(self, cut: Cut, known: Mapping[str, Doorkeeper]) -> dict[str, Stack]:
+        tables, options = self.tables.values(), (self.device, self._policy)
+        return make_stacks(tables, self._log, self._sizes, cut, known, *options)

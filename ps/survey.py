@@ -52,7 +52,7 @@ class Survey:
                     self._settle()
                     keys = idle(stack, rows.keys[rows.steps < limit])
                     with self._planner.changing():
-                        stack.hierarchy.delete(keys)
+                        stack.delete(keys)
                 expired += len(keys)
         return expired
 

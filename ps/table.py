@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from ps.admission import Admission, admission_from
 from ps.optimizer import Optimizer, RowWiseAdagrad, optimizer_from
 from storage.block import BlockShape
 from storage.codec import codec
@@ -28,7 +29,8 @@ class Table:
     dim: D, floats of an embedding. optimizer: decides the state that each row carries. init: the
     rows nobody has seen. dtype: of embeddings below the top tier (float32, bfloat16, float16 or
     int8); the top tier and all state are float32. rows: keys are 0 to rows - 1, or None for any
-    64-bit id. seed: of the initial rows. Raises: ConfigError naming the argument.
+    64-bit id. seed: of the initial rows. admission: which keys earn a row in training, None for all
+    (see `ps.admission`). Raises: ConfigError naming the argument.
 
     >>> Table("ads", dim=64).width
     65
@@ -41,6 +43,7 @@ class Table:
     dtype: str = "float32"
     rows: int | None = None
     seed: int = 0
+    admission: Admission | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not _NAME.fullmatch(self.name):
@@ -102,15 +105,17 @@ class Table:
 
     def describe(self) -> dict[str, Any]:
         """The table as JSON values; `table_from` makes an equal one of them."""
+        admission = {} if self.admission is None else {"admission": self.admission.describe()}
         return {
             "name": self.name, "dim": self.dim, "optimizer": self.optimizer.describe(),
             "init": self.init.describe(), "dtype": self.dtype, "rows": self.rows,
-            "seed": self.seed,
+            "seed": self.seed, **admission,
         }  # fmt: skip
 
 
 def table_from(description: Mapping[str, Any]) -> Table:
     """The table that `Table.describe` described. Raises: ConfigError."""
+    admission = description.get("admission")
     return Table(
         name=description["name"],
         dim=description["dim"],
@@ -119,4 +124,5 @@ def table_from(description: Mapping[str, Any]) -> Table:
         dtype=description["dtype"],
         rows=description["rows"],
         seed=description["seed"],
+        admission=None if admission is None else admission_from(admission),
     )

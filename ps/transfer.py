@@ -224,7 +224,7 @@ def _put(store: Store, file: RowFile, told: _Told) -> None:
 
 
 def _check_same(folder: Path, table: Table, store: Store) -> None:
-    """Rows mean the same in both; the learning rate may differ, as when a store is opened."""
+    """Rows mean the same in both; the learning rate may differ, and which keys earn a row."""
     if table.name not in store.tables:
         raise MismatchError(
             f"{folder}: expected tables among {sorted(store.tables)} of {store.path}, got "
@@ -233,6 +233,7 @@ def _check_same(folder: Path, table: Table, store: Store) -> None:
     here, there = store.tables[table.name].describe(), table.describe()
     for description in (here, there):
         description["optimizer"].pop("lr")
+        description.pop("admission", None)
     for field, value in here.items():
         if there[field] != value:
             raise MismatchError(

@@ -14,14 +14,16 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from ps.checkpoint import Checkpoints, Cut
+from ps.checkpoint import COUNTS, Checkpoints, Cut
 from ps.compactor import Compactor
 from ps.cutter import Cutter
+from ps.doorkeeper import Doorkeeper
 from ps.planner import Planner
 from ps.settings import Settings
 from ps.space import Space
 from ps.stack import Stack
 from ps.state import pack_state
+from storage.errors import ConfigError
 from storage.log import BlockLog
 from storage.pages import page_damage
 
@@ -47,7 +49,7 @@ class Upkeep:
         self.space = Space(log, lambda: self._stacks, checkpoints, self.compactor)
         self._cutter: Cutter | None = None
         if settings.durability == "interval":
-            self._cutter = Cutter(self.cut, settings.interval_seconds)
+            self._cutter = Cutter(self.cut_rows, settings.interval_seconds)
 
     def watch(self, stacks: Mapping[str, Stack]) -> None:
         """These are the store's stacks from now on; nothing may be under way."""
@@ -65,7 +67,7 @@ class Upkeep:
             self.compactor.wake()
             self.compactor.keep_up()
             if self._strict:
-                self.cut()
+                self.cut_rows()
             elif self._cutter is not None:
                 self._cutter.changed()
 
@@ -77,18 +79,27 @@ class Upkeep:
 
     def cut(self) -> None:
         """Make everything up to now durable. Raises: DiskFullError; the last cut stands."""
-        with self._steps, self._planner, self._planner.changing():
-            self._flush()
-            self.checkpoints.make_cut(self._cut_here())
-        self.compactor.wake()
+        with self._steps:
+            changed = any(doorkeeper.changed for doorkeeper in self._doorkeepers())
+            self._cut(self._counts() if changed else None)
+
+    def cut_rows(self) -> None:
+        """`cut` without the doorkeepers' counts. Raises: DiskFullError; the last cut stands."""
+        with self._steps:
+            self._cut(None)
 
     def checkpoint(self, step: int, state: Mapping[str, Any]) -> None:
         """A cut, with step and state. Raises: DiskFullError, before anything has changed."""
-        tree, tensors = pack_state(state)
+        if COUNTS in state:
+            raise ConfigError(f"checkpoint: expected a state without the name {COUNTS!r}, got one")
+        # Between steps, so that what follows finds the same counts.
+        counts = self._counts()
+        tree, tensors = pack_state({**state, COUNTS: counts} if counts else state)
         self.space.prepare_checkpoint(len(tree) + len(tensors))
         with self._steps, self._planner, self._planner.changing():
             self._flush()
             self.checkpoints.add(int(step), self._cut_here(), tree, tensors)
+            self._saved()
         self.compactor.wake()
 
     def check(self) -> list[str]:
@@ -105,6 +116,24 @@ class Upkeep:
         if self._cutter is not None:
             self._cutter.close()
         self.compactor.close()
+
+    def _cut(self, counts: Mapping[str, Any] | None) -> None:
+        with self._planner, self._planner.changing():
+            self._flush()
+            self.checkpoints.make_cut(self._cut_here(), counts)
+            if counts is not None:
+                self._saved()
+        self.compactor.wake()
+
+    def _doorkeepers(self) -> list[Doorkeeper]:
+        return [s.doorkeeper for s in self._stacks.values() if s.doorkeeper is not None]
+
+    def _counts(self) -> dict[str, Any]:
+        return {doorkeeper.table.name: doorkeeper.save() for doorkeeper in self._doorkeepers()}
+
+    def _saved(self) -> None:
+        for doorkeeper in self._doorkeepers():
+            doorkeeper.changed = False
 
     def _flush(self) -> None:
         for stack in self._stacks.values():

@@ -142,6 +142,17 @@ class CacheTier:
         self._pins[positions] -= np.uint16(1)
         self._pinned -= int(np.count_nonzero(self._pins[positions] == 0))
 
+    def demote_fresh(self, positions: Positions) -> None:
+        """Of these unique positions, make those the first to go that nobody has pinned and whose
+        step is 0: no step has changed their rows, and they can be made again."""
+        fresh = (self._pins[positions] == 0) & (self.steps[positions] == 0)
+        self.policy.demote(positions[fresh])
+
+    def keys_at(self, positions: Positions) -> Keys:
+        """(U,) uint64 copy of the keys at these occupied positions."""
+        keys: Keys = self._keys[positions]
+        return keys
+
     # -- the contract of a tier -----------------------------------------------------------------
 
     def lookup(self, keys: Keys, counts: Counts) -> tuple[Rows, NDArray[np.bool_]]:
@@ -211,7 +222,7 @@ class CacheTier:
 
     def rows_at(self, positions: Positions) -> Rows:
         """Copy of the rows at these occupied positions."""
-        return self._read(self._keys[positions], positions)
+        return self._read(self.keys_at(positions), positions)
 
     def keys_held(self) -> Keys:
         """(n,) uint64 copy of all keys here, in order of position."""

@@ -60,6 +60,8 @@ class Hierarchy:
     shape: of the rows and of the blocks they end in.
     fresh: the initial embeddings and state of keys that no tier has: (U,) uint64 -> (U, W) float32.
     staging_bytes: bound of the copies made while rows move.
+    passes_fresh: clean rows of step 0 go to a cache below like others; False where those can only
+    be rows that nobody ever changed.
     """
 
     def __init__(
@@ -71,6 +73,7 @@ class Hierarchy:
         shape: BlockShape,
         fresh: Callable[[Keys], Floats],
         staging_bytes: int,
+        passes_fresh: bool = True,
     ) -> None:
         self.name = top.name
         self.width = top.width
@@ -80,6 +83,7 @@ class Hierarchy:
         self._budget = budget
         self._shape = shape
         self._fresh = fresh
+        self._passes_fresh = passes_fresh
         self._piece = max(_LEAST_PIECE, staging_bytes // (_COPIES * 4 * top.width))
         self._account()
 
@@ -304,7 +308,8 @@ class Hierarchy:
     def _write_back(self, rows: Rows) -> None:
         """Give rows to the tier below; a clean row has its copy there or needs none."""
         below_caches = isinstance(self.below, Hierarchy)
-        rows = rows if below_caches or rows.dirty.all() else rows.take(rows.dirty)
+        if not (below_caches and self._passes_fresh) and not rows.dirty.all():
+            rows = rows.take(rows.dirty | (below_caches & (rows.steps > 0)))
         if len(rows):
             self.below.write(rows)
 

@@ -71,7 +71,7 @@ class Uniform(Initial):
     def rows(self, seed: int, table: str, keys: Keys, dim: int) -> Rows:
         """As `Initial.rows`."""
         rows = np.empty((keys.shape[0], dim), np.float32)
-        _fill_uniform(_stream(seed, table), keys, np.float32(self.scale) / np.float32(2**23), rows)
+        _fill_uniform(stream(seed, table), keys, np.float32(self.scale) / np.float32(2**23), rows)
         return rows
 
 
@@ -88,7 +88,7 @@ class Normal(Initial):
     def rows(self, seed: int, table: str, keys: Keys, dim: int) -> Rows:
         """As `Initial.rows`."""
         rows = np.empty((keys.shape[0], dim), np.float32)
-        _fill_normal(_stream(seed, table), keys, np.float32(self.std), rows)
+        _fill_normal(stream(seed, table), keys, np.float32(self.std), rows)
         return rows
 
 
@@ -153,7 +153,7 @@ def _number(initial: Initial, name: str) -> float:
     return float(value)
 
 
-def _stream(seed: int, table: str) -> np.uint64:
+def stream(seed: int, table: str) -> np.uint64:
     """The hash that tells tables and seeds apart: of the seed and the FNV-1a hash of the name."""
     name = 0xCBF29CE484222325
     for byte in table.encode():

@@ -18,8 +18,11 @@ from torch import Tensor, nn
 
 import ps
 import worker
+from ps.admission import Admission
+from ps.doorkeeper import bytes_held
 from ps.optimizer import Optimizer
 from ps.store import Store
+from storage.budget import parse_size
 from storage.policy import POLICIES
 from storage.recorder import Recorder
 
@@ -45,6 +48,7 @@ class Setting:
     dtype: str = "float32"
     policy: str = "lru"
     watched: bool = False
+    admission: Admission | None = None
 
 
 def make_batches() -> list[Batch]:
@@ -107,7 +111,10 @@ def train(store: Store, setting: Setting, first: int, last: int) -> Iterator[flo
 
 def run(path: Path, optimizer: Optimizer, setting: Setting) -> tuple[list[float], int]:
     """Losses of all steps, and the digest of all rows after them."""
-    table = ps.Table("ads", dim=DIM, optimizer=optimizer, init=ps.Uniform(0.1), dtype=setting.dtype)
+    table = ps.Table(
+        "ads", dim=DIM, optimizer=optimizer, init=ps.Uniform(0.1), dtype=setting.dtype,
+        admission=setting.admission,
+    )  # fmt: skip
     stops = [0, STEPS] if setting.stop is None else [0, setting.stop, STEPS]
     losses: list[float] = []
     evicted = 0
@@ -176,6 +183,59 @@ def test_no_policy_is_seen_in_a_loss_or_a_row(
 ) -> None:
     setting = Setting("720KiB" if hbm else "640KiB", hbm=hbm, depth=2, policy=policy)
     assert run(tmp_path, OPTIMIZERS[1], setting) == oracles[OPTIMIZERS[1].name]
+
+
+ADMISSIONS = {
+    "sketch": ps.CountMin(3, bytes=1 << 16, decay=7),
+    "exact": ps.ExactCount(5, bytes=1 << 16),  # a step uses each key twice
+    "full": ps.ExactCount(3, bytes=9216),  # of 768 keys in waiting
+    "probability": ps.Probability(0.4),
+}
+ADMITTING = {
+    **{name: SETTINGS[name] for name in ("small RAM, look-ahead", "two modules", "threads")},
+    **{name: SETTINGS[name] for name in ("third tier, modules", "a stop, third tier")},
+    "a stop": Setting("650KiB", depth=2, stop=22),
+}
+
+
+@pytest.fixture(scope="module")
+def admitted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[list[float], int]]:
+    return {
+        kind: run(tmp_path_factory.mktemp("oracle"), OPTIMIZERS[1], admitting(Setting(), kind))
+        for kind in ADMISSIONS
+    }
+
+
+def admitting(setting: Setting, kind: str) -> Setting:
+    """The setting with an admission, and RAM for its counts where RAM is short."""
+    admission = ADMISSIONS[kind]
+    more = bytes_held(ps.Table("ads", dim=DIM, admission=admission))
+    ram = setting.ram if setting.ram == ALL else str(parse_size(setting.ram) + more)
+    return replace(setting, ram=ram, admission=admission)
+
+
+@pytest.mark.parametrize("kind", ADMISSIONS)
+@pytest.mark.parametrize("setting", ADMITTING.values(), ids=ADMITTING)
+def test_no_setting_is_seen_in_who_is_admitted(
+    tmp_path: Path, kind: str, setting: Setting, admitted: dict[str, tuple[list[float], int]]
+) -> None:
+    assert run(tmp_path, OPTIMIZERS[1], admitting(setting, kind)) == admitted[kind]
+
+
+@pytest.mark.parametrize("policy", [name for name in POLICIES if name != "lru"])
+@pytest.mark.parametrize("hbm", [None, "24KiB"])
+def test_no_policy_is_seen_in_who_is_admitted(
+    tmp_path: Path, policy: str, hbm: str | None, admitted: dict[str, tuple[list[float], int]]
+) -> None:
+    setting = Setting("760KiB" if hbm else "680KiB", hbm=hbm, depth=2, policy=policy)
+    assert run(tmp_path, OPTIMIZERS[1], admitting(setting, "sketch")) == admitted["sketch"]
+
+
+def test_every_kind_of_admission_changes_who_has_a_row(
+    oracles: dict[str, tuple[list[float], int]], admitted: dict[str, tuple[list[float], int]]
+) -> None:
+    found = [oracles[OPTIMIZERS[1].name], *admitted.values()]
+    assert len({digest for _, digest in found}) == len(found)
 
 
 def test_a_top_tier_of_one_working_set_is_enough(

@@ -90,6 +90,7 @@ class SparseOptimizer(torch.optim.Optimizer):
         """2-norm of all recorded gradients, duplicates of a row summed, scaled as the step would.
 
         Zero-dimensional float64. Replaces the records by their sums, so that a step costs no more.
+        Gradients that the step will drop (see `ps.admission`) are part of it.
         """
         total = 0.0
         for group in self.param_groups:

@@ -37,6 +37,14 @@ def test_a_manifest_comes_back_with_its_tables(tmp_path: Path) -> None:
     found = read_manifest(tmp_path)
     assert found == WHOLE
     assert found.make_tables() == [TABLE]
+    assert "admission" not in WHOLE.text()  # versions that did not know it read it too
+
+
+def test_a_manifest_keeps_who_earns_a_row() -> None:
+    table = ps.Table("ads", dim=4, admission=ps.CountMin(2, decay=5))
+    entry = TableEntry(table=Description(**table.describe()), rows=0, files=())
+    whole = WHOLE.model_copy(update={"tables": (entry,)})
+    assert Manifest.model_validate_json(whole.text()).make_tables() == [table]
 
 
 def changed(place: list[str | int], value: Any) -> str:

@@ -73,7 +73,9 @@ def test_duplicates_are_summed_in_the_order_of_records_and_accesses(
     kinds: list[str], pool: Pool
 ) -> None:
     records = [record(seed, np.arange(40), kind=kind) for seed, kind in enumerate(kinds)]
-    positions, gradients = condense(DIM, records, pool)
+    positions, gradients, uses = condense(DIM, records, pool)
+    accesses = np.concatenate([one.positions[one.inverse] for one in records])
+    assert np.array_equal(uses, np.bincount(accesses, minlength=40)[positions])
     expected = summed(records, 40)
     assert np.array_equal(gradients, expected[positions])
     assert len(set(positions.tolist())) == len(positions)

@@ -62,3 +62,12 @@ def test_compaction_leaves_room_for_a_checkpoint(tmp_path: Path) -> None:
                     pass
             assert store._upkeep.space.spare() >= 0
         store.checkpoint(1)
+
+
+def test_room_for_the_counts_of_keys_is_kept_from_the_start(tmp_path: Path) -> None:
+    left = []
+    for number, admission in enumerate([None, ps.CountMin(2, bytes=1 << 20)]):
+        table = ps.Table("ads", dim=4, admission=admission)
+        with ps.open(tmp_path / str(number), [table], ram="16MiB", disk="32MiB") as store:
+            left.append(store._upkeep.space.spare())
+    assert left[0] - left[1] >= 1 << 20

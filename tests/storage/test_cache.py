@@ -220,3 +220,18 @@ def test_check_names_what_is_broken(break_it: str) -> None:
         cache.delete(as_keys(1, 2))
         cache._free[0] = cache._free[1]
     assert any("ram" in line for line in cache.check())
+
+
+def test_rows_that_no_step_changed_are_the_first_to_go_but_not_from_under_a_pin() -> None:
+    cache = filled(6, 6)
+    keys = np.arange(6, dtype=np.uint64)
+    positions = cache.place(keys)
+    assert np.array_equal(cache.keys_at(positions[[4, 1]]), keys[[4, 1]])
+    cache.steps[positions[[3, 4, 5]]] = 0
+    cache.pin(positions[4:5])
+    cache.demote_fresh(positions[1:])
+    assert sorted(cache.evict(2).keys.tolist()) == [3, 5]
+    cache.unpin(positions[4:5])
+    assert cache.evict(1).keys.tolist() == [0]
+    cache.demote_fresh(positions[[1, 4]])
+    assert cache.evict(1).keys.tolist() == [4]
