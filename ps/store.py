@@ -29,6 +29,7 @@ import torch
 from numpy.typing import NDArray
 
 from ps.checkpoint import Checkpoints, Cut
+from ps.coming import Coming
 from ps.digest import rows_digest
 from ps.directory import StoreDirectory
 from ps.planner import Planner
@@ -39,11 +40,11 @@ from ps.stack import Stack, sizes
 from ps.survey import Survey, idle
 from ps.table import Table
 from ps.upkeep import Upkeep
-from ps.workingset import Part, WorkingSet
+from ps.workingset import Asked, Part, WorkingSet
 from storage.errors import ConfigError, StoreError
 from storage.keys import Deduper, as_keys, check_range
 from storage.log import BlockLog
-from storage.rows import Counts, Floats, Keys, Rows
+from storage.rows import Floats, Keys, Rows
 from storage.ssd import SsdTier
 
 _READ = 1 << 14
@@ -82,6 +83,7 @@ class Store:
             self._upkeep = Upkeep(self._log, self.planner, checkpoints, settings)
             undo.callback(self._upkeep.close)
             self._upkeep.watch(self.stacks)
+            self.coming = Coming(self.planner, lambda: self.stacks, self._upkeep.space.has_ample)
             self._survey = Survey(self.planner, self._upkeep.compactor, self.settle)
             self._resources = undo.pop_all()
 
@@ -110,17 +112,29 @@ class Store:
         requests: for each table the keys of one batch, (N,) uint64 each, duplicates welcome.
         Raises: KeyRangeError; WorkingSetError and DiskFullError before anything has changed.
         """
+        return self.stage_asked(self.ask(requests))
+
+    def ask(self, requests: Mapping[str, Sequence[Keys]]) -> Mapping[str, Asked]:
+        """The unique keys of a batch by table, to be staged later. Raises: KeyRangeError."""
         with self.planner:
-            asked = {name: self._unique(name, keys) for name, keys in requests.items()}
-        self._prepare({name: len(unique) for name, (unique, _, _) in asked.items()})
+            return {
+                name: Asked.of(name, self._spec(name).rows, keys, self._deduper)
+                for name, keys in requests.items()
+            }
+
+    def stage_asked(self, asked: Mapping[str, Asked]) -> WorkingSet:
+        """`stage` what `ask` returned, announced to ``coming`` or not."""
+        self._upkeep.prepare({name: len(one.keys) for name, one in asked.items()})
         self._upkeep.compactor.wake()
         with self.planner:
             parts: dict[str, Part] = {}
             try:
                 with self.planner.changing():
-                    for name, (unique, inverses, counts) in asked.items():
-                        positions = self.stacks[name].hierarchy.pin(unique, counts)
-                        parts[name] = Part(unique, positions, counts, inverses)
+                    number = self.coming.turn(asked)
+                    for name, one in asked.items():
+                        positions = self.coming.pin(name, one, number)
+                        parts[name] = Part(one.keys, positions, one.counts, one.inverses)
+                    self.coming.passed(number)
             except BaseException:
                 self._unpin(parts)
                 raise
@@ -135,10 +149,13 @@ class Store:
             while self._released and (tick is None or self._released[0][0] <= tick):
                 self._unpin(self._released.popleft()[1].parts)
 
-    def settle_if_open(self) -> None:
-        """`settle`, unless the store was closed or has stopped."""
+    def end_prefetch(self) -> None:
+        """A prefetch loop is over: `settle`, unless the store was closed or has stopped."""
+        self.prefetching = False
         if not self.planner.closed and self.planner.failure is None:
-            self.settle()
+            with self.planner:
+                self.settle()
+                self.coming.end()
 
     @property
     def crowded(self) -> bool:
@@ -180,7 +197,7 @@ class Store:
         Raises: DiskFullError, before anything has changed.
         """
         self._spec(table)
-        self._prepare({table: len(rows)})
+        self._upkeep.prepare({table: len(rows)})
         with self.stepping(), self.planner:
             self.settle()
             with self.planner.changing():
@@ -335,14 +352,6 @@ class Store:
 
     # -- private ---------------------------------------------------------------------------------
 
-    def _prepare(self, rows: Mapping[str, int]) -> None:
-        """Make sure that the disk has room for so many rows of each table, while nothing is held.
-
-        What a batch brings in pushes out as many rows at most, and cannot push out more than that.
-        """
-        self.planner.ensure_usable()
-        self._upkeep.space.prepare((self.stacks[name], count) for name, count in rows.items())
-
     def _release(self, working_set: WorkingSet) -> None:
         # From any thread, even while garbage is collected: an append takes no lock.
         self._released.append((self.tick, working_set))
@@ -350,16 +359,6 @@ class Store:
     def _unpin(self, parts: Mapping[str, Part]) -> None:
         for name, part in parts.items():
             self.stacks[name].hierarchy.unpin(part.positions)
-
-    def _unique(
-        self, name: str, requests: Sequence[Keys]
-    ) -> tuple[Keys, list[NDArray[np.int32]], Counts]:
-        spec = self._spec(name)
-        keys = requests[0] if len(requests) == 1 else np.concatenate(requests)
-        check_range(keys, spec.rows, name)
-        unique, inverse, counts = self._deduper.dedupe(keys)
-        edges = np.cumsum([len(request) for request in requests])[:-1]
-        return unique, np.split(inverse, edges), counts
 
     def _spec(self, table: str) -> Table:
         if table not in self.tables:

@@ -43,6 +43,7 @@ class Setting:
     stop: int | None = None
     dtype: str = "float32"
     policy: str = "lru"
+    lookahead: int | None = None
 
 
 def make_batches() -> list[Batch]:
@@ -92,7 +93,9 @@ def train(store: Store, setting: Setting, first: int, last: int) -> Iterator[flo
     def keys(batch: Batch) -> dict[nn.Module, list[Batch]]:
         return {bag: [batch] for bag in model.bags}
 
-    for batch in worker.prefetch(BATCHES[first:last], keys, depth=setting.depth):
+    for batch in worker.prefetch(
+        BATCHES[first:last], keys, depth=setting.depth, lookahead=setting.lookahead
+    ):
         dense.zero_grad()
         loss = model(batch)
         loss.backward()
@@ -170,6 +173,23 @@ def test_no_policy_is_seen_in_a_loss_or_a_row(
 ) -> None:
     setting = Setting("720KiB" if hbm else "640KiB", hbm=hbm, depth=2, policy=policy)
     assert run(tmp_path, OPTIMIZERS[1], setting) == oracles[OPTIMIZERS[1].name]
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize(
+    ("depth", "lookahead"), [(0, 0), (0, 1), (1, 1), (0, 8), (2, 8), (8, 8), (4, 29)]
+)
+def test_no_look_ahead_is_seen_in_a_loss_or_a_row(
+    tmp_path: Path,
+    policy: str,
+    depth: int,
+    lookahead: int,
+    oracles: dict[str, tuple[list[float], int]],
+) -> None:
+    setting = Setting("640KiB", depth=depth, lookahead=lookahead, policy=policy)
+    assert run(tmp_path / "two", OPTIMIZERS[1], setting) == oracles[OPTIMIZERS[1].name]
+    setting = replace(setting, ram="720KiB", hbm="24KiB", stop=7)
+    assert run(tmp_path / "three", OPTIMIZERS[1], setting) == oracles[OPTIMIZERS[1].name]
 
 
 def test_a_top_tier_of_one_working_set_is_enough(

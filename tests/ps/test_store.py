@@ -448,7 +448,7 @@ def test_a_closed_store_says_so(tmp_path: Path) -> None:
     ):
         with pytest.raises(ClosedError, match="closed"):
             action()
-    store.settle_if_open()
+    store.end_prefetch()
 
 
 def test_a_second_opening_is_refused_and_the_first_goes_on(tmp_path: Path) -> None:
