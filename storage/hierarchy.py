@@ -72,7 +72,7 @@ class Hierarchy:
         self.stats = top.stats
         self.first_seen = FirstSeen()
         self.ahead: LookAhead | None = None
-        self._lent = 0
+        self._lent = self._limit_then = 0
         self._budget = budget
         self._shape = shape
         self._fresh = fresh
@@ -142,22 +142,22 @@ class Hierarchy:
         False when rows are pinned, or what would leave cannot be written below.
         """
         assert self._budget is not None and self._lent == 0, "lent twice"
-        top = self.top
+        top, before = self.top, self.top.limit
         short = size - max(0, self._budget.free - self._reserve)
         positions = max(0, -(-short // top.bytes_per_position))
         if top.pinned or 2 * positions > top.limit:
             return False
-        limit = top.limit
         try:
-            self._shrink(limit - positions, 1)
+            self._shrink(top.limit - positions, 1)
         except (DiskFullError, WorkingSetError):
             return False
-        self._lent = limit - top.limit
+        self._lent, self._limit_then = size, before
         return True
 
     def take_back(self) -> None:
-        """Use the positions again that `lend` gave up; their bytes are free again."""
-        self.top.expand(self._lent)
+        """The bytes of `lend` are free again: use the positions that were given up since then."""
+        fit = self._lent // self.top.bytes_per_position
+        self.top.expand(min(self._limit_then - self.top.limit, fit))
         self._lent = 0
         self._account()
 

@@ -173,6 +173,29 @@ def test_rows_are_pinned_in_a_cache_of_exactly_their_number(log: BlockLog) -> No
         stack.top.unpin(positions)
 
 
+def test_bytes_that_were_lent_are_free_and_come_back(log: BlockLog) -> None:
+    stack, keys = make_stack(log, 3000), numbered(0, 3000)
+    budget, ram = stack.budget, stack.caches[0]
+    assert budget is not None
+    stack.top.write(rows_of(keys, 1))
+    stack.top.flush()  # what leaves need not be written
+    limit = ram.limit
+    budget.hold("somebody else", budget.free - 20_000)
+    for _ in range(3):
+        assert stack.top.lend(468 * ram.bytes_per_position) and budget.free >= 30_000
+        budget.hold("borrower", 468 * ram.bytes_per_position)
+        assert ram.limit < limit and stack.top.check() == []
+        budget.hold("borrower", 0)
+        stack.top.take_back()
+        assert ram.limit == limit and budget.used <= budget.total
+        while len(ram) < limit:  # all of them are usable
+            some = np.setdiff1d(keys, ram.keys_held())[:50]
+            stack.top.unpin(stack.top.pin(some, ones(some)))
+        assert stack.top.check() == []
+    stack.top.pin(keys[:5], ones(keys[:5]))
+    assert not stack.top.lend(468 * ram.bytes_per_position) and ram.limit == limit
+
+
 def test_a_budget_too_small_for_the_tiers_is_refused_at_once(log: BlockLog) -> None:
     with pytest.raises(ConfigError, match="--ram"):
         make_stack(log, 1000, total=100_000)
