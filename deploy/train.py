@@ -46,6 +46,7 @@ def train(
     checkpoint_every: Annotated[int, typer.Option(help="Steps between checkpoints; 0: last.")] = 1000,
     policy: Annotated[str, typer.Option(help="Who is evicted first: sieve, lru, fifo, clock, lfu, slru, 2q, s3fifo, arc, w-tinylfu, lru-lfu.")] = "sieve",
     prefetch: Annotated[int, typer.Option(help="Batches made resident ahead.")] = 2,
+    lookahead: Annotated[int | None, typer.Option(help="Batches whose keys are known ahead, so that rows they need stay; None: as --prefetch.")] = None,
     preset: Annotated[str, typer.Option(help="Layers of the DLRM: small, kaggle, terabyte.")] = "small",
     dim: Annotated[int | None, typer.Option(help="Floats of an embedding; None: the preset's.")] = None,
     optimizer: Annotated[str, typer.Option(help="Of the rows: sgd, adagrad, adam, ...")] = "rowwise_adagrad",
@@ -80,7 +81,7 @@ def train(
         admission=admission(admit, admit_by, decay=admit_decay, size=admit_bytes),
         schedule=Schedule(
             batch_size=batch_size, epochs=epochs, steps=steps, depth=prefetch,
-            checkpoint_every=checkpoint_every, on_nan=on_nan, dense_lr=dense_lr,
+            lookahead=lookahead, checkpoint_every=checkpoint_every, on_nan=on_nan, dense_lr=dense_lr,
         ),
     )  # fmt: skip
     if verify:

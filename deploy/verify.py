@@ -47,7 +47,7 @@ def verify(job: Job, json: Path | None) -> int:
     with tempfile.TemporaryDirectory(prefix="terrace-verify-") as folder:
         asked = replace(job, store=Path(folder, "asked"), schedule=schedule)
         ram = _enough(job, steps)
-        plain = replace(schedule, depth=0)
+        plain = replace(schedule, depth=0, lookahead=None)
         oracle = replace(asked, store=Path(folder, "oracle"), ram=ram, hbm=None, schedule=plain)
         losses, evicted = _run(asked, "as asked")
         expected, _ = _run(oracle, f"all in RAM ({show_size(int(ram))})")

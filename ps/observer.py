@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from ps.workingset import Part
+from ps.workingset import Asked
 from storage.rows import Keys
 
 
@@ -40,10 +40,11 @@ class Observers:
         if observer is not None:
             self._all.append(observer)
 
-    def staged(self, requests: Mapping[str, Sequence[Keys]], parts: Mapping[str, Part]) -> None:
+    def staged(self, asked: Mapping[str, Asked]) -> None:
         """Tell all of them, in the order in which they were added."""
         if self._all:
-            unique = {name: part.keys for name, part in parts.items()}
+            requests = {name: [one.keys[i] for i in one.inverses] for name, one in asked.items()}
+            unique = {name: one.keys for name, one in asked.items()}
             for observer in self._all:
                 observer.staged(requests, unique)
 

@@ -53,7 +53,7 @@ class Space:
         """
         need = self._bytes_of(rows)
         left = self._log.room() - need
-        if left >= self._most_reserved() + _NEAR * need:
+        if self._is_ample(need):
             return
         kept = self._reserved()
         # Asked for once, and again when there is something new that it would let go.
@@ -62,6 +62,10 @@ class Space:
         if left < kept:
             self._make_room(need + kept, f"{show_size(need)} beside {show_size(kept)} kept for one "
                             f"checkpoint and compaction")  # fmt: skip
+
+    def has_ample(self, stack: Stack, rows: int) -> bool:
+        """Whether writing so many rows is far from filling the disk."""
+        return self._is_ample(self._bytes_of([(stack, rows)]))
 
     def prepare_checkpoint(self, state_bytes: int) -> None:
         """Make sure that a checkpoint fits. Raises: DiskFullError, before anything has changed."""
@@ -90,6 +94,9 @@ class Space:
         }
 
     # -- private --------------------------------------------------------------------------------
+
+    def _is_ample(self, need: int) -> bool:
+        return self._log.room() - need >= self._most_reserved() + _NEAR * need
 
     def _make_room(self, size: int, what: str) -> None:
         self._log.wait()

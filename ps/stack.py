@@ -22,6 +22,7 @@ from storage.cache import CacheTier, overhead_bytes
 from storage.errors import ConfigError
 from storage.hierarchy import Hierarchy
 from storage.log import BlockLog
+from storage.lookahead import LookAhead, look_ahead_bytes
 from storage.reuse import ghost_bytes
 from storage.rows import Keys, Positions, Rows
 from storage.ssd import SsdTier
@@ -30,6 +31,7 @@ _BUFFER_SHARE, _LARGEST_BUFFER = 96, 4 << 20
 _STAGING_SHARE, _LARGEST_STAGING = 32, 16 << 20
 _SLACK_SHARE = 128
 _LEAST_ROWS = 16
+_AHEAD_SHARE = 8
 _MARGIN = 1.15
 _OVERHEAD = overhead_bytes(1000) / 1000
 
@@ -126,6 +128,33 @@ class Stack:
             "log": self.ssd.report(),
             **({} if self.doorkeeper is None else {"admission": self.doorkeeper.report()}),
         }
+
+    def look_ahead(self, uses: int, keys: int) -> None:
+        """Know so many uses of different keys in coming batches, fewer where RAM is short, or none.
+
+        The bytes come out of the cache in RAM. `look_no_further` gives them back.
+        """
+        fixed, most = look_ahead_bytes(self.top.limit, 0, 0), self.budget.total // _AHEAD_SHARE
+        share = min(1.0, (most - fixed) / (look_ahead_bytes(self.top.limit, uses, keys) - fixed))
+        uses, keys = int(share * uses), int(share * keys)
+        size = look_ahead_bytes(self.top.limit, uses, keys)
+        if keys > 0 and self._lender.lend(size):
+            self.budget.hold("look-ahead", size)
+            self.hierarchy.ahead = LookAhead(self.top, uses, keys)
+
+    def look_no_further(self) -> None:
+        """Keep no row for coming batches."""
+        if self.hierarchy.ahead is not None:
+            self.hierarchy.ahead.end()
+            self.hierarchy.ahead = None
+            self.budget.hold("look-ahead", 0)
+            self._lender.take_back()
+
+    @property
+    def _lender(self) -> Hierarchy:
+        """The part of the stack that shares the RAM budget."""
+        below = self.hierarchy.below
+        return below if isinstance(below, Hierarchy) else self.hierarchy
 
     def _caches(self, sizes: Sizes, device: torch.device) -> None:
         if sizes.hbm is None:

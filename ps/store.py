@@ -21,7 +21,6 @@ from collections import deque
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -29,6 +28,7 @@ import torch
 from numpy.typing import NDArray
 
 from ps.checkpoint import COUNTS, Checkpoints, Cut
+from ps.coming import Coming
 from ps.digest import rows_digest
 from ps.directory import StoreDirectory
 from ps.doorkeeper import Doorkeeper, doorkeepers
@@ -37,13 +37,12 @@ from ps.observer import Observers
 from ps.planner import Planner
 from ps.pool import Pool
 from ps.record import Record
-from ps.request import unique_keys
 from ps.settings import Settings
 from ps.stack import Stack, make_stacks, sizes
 from ps.survey import Survey, idle
 from ps.table import Table
 from ps.upkeep import Upkeep
-from ps.workingset import Part, WorkingSet
+from ps.workingset import Asked, Part, WorkingSet
 from storage.errors import ConfigError, StoreError
 from storage.keys import Deduper, as_keys, check_range
 from storage.log import BlockLog
@@ -91,18 +90,14 @@ class Store:
             self._upkeep = Upkeep(self._log, self.planner, checkpoints, settings)
             undo.callback(self._upkeep.close)
             self._upkeep.watch(self.stacks)
+            self.coming = Coming(self.planner, lambda: self.stacks, self._upkeep.space.has_ample)
             self._survey = Survey(self.planner, self._upkeep.compactor, self.settle)
             self._resources = undo.pop_all()
 
     def __enter__(self) -> Store:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         self.close()
 
     def __reduce__(self) -> str:
@@ -119,22 +114,31 @@ class Store:
         requests: for each table the keys of one batch, (N,) uint64 each, duplicates welcome.
         Raises: KeyRangeError; WorkingSetError and DiskFullError before anything has changed.
         """
+        return self.stage_asked(self.ask(requests))
+
+    def ask(self, requests: Mapping[str, Sequence[Keys]]) -> Mapping[str, Asked]:
+        """The unique keys of a batch by table, to be staged later. Raises: KeyRangeError."""
         with self.planner:
-            asked = {t: unique_keys(self._spec(t), k, self._deduper) for t, k in requests.items()}
-        self._prepare({name: len(unique) for name, (unique, _, _) in asked.items()})
+            return {t: Asked.of(self._spec(t), k, self._deduper) for t, k in requests.items()}
+
+    def stage_asked(self, asked: Mapping[str, Asked]) -> WorkingSet:
+        """`stage` what `ask` returned, announced to ``coming`` or not."""
+        self._upkeep.prepare({name: len(one.keys) for name, one in asked.items()})
         self._upkeep.compactor.wake()
         with self.planner:
             parts: dict[str, Part] = {}
             try:
                 with self.planner.changing():
-                    for name, (unique, inverses, counts) in asked.items():
-                        positions = self.stacks[name].hierarchy.pin(unique, counts)
-                        parts[name] = Part(unique, positions, counts, inverses)
+                    number = self.coming.turn(asked)
+                    for name, one in asked.items():
+                        positions = self.coming.pin(name, one, number)
+                        parts[name] = Part(one.keys, positions, one.counts, one.inverses)
+                    self.coming.passed(number)
             except BaseException:
                 self._unpin(parts)
                 raise
             working_set = WorkingSet(parts, self._release)
-            self.observers.staged(requests, parts)
+            self.observers.staged(asked)
             return working_set
 
     def settle(self, tick: int | None = None) -> None:
@@ -146,10 +150,13 @@ class Store:
             while self._released and (tick is None or self._released[0][0] <= tick):
                 self._unpin(self._released.popleft()[1].parts)
 
-    def settle_if_open(self) -> None:
-        """`settle`, unless the store was closed or has stopped."""
+    def end_prefetch(self) -> None:
+        """A prefetch loop is over: `settle`, unless the store was closed or has stopped."""
+        self.prefetching = False
         if not self.planner.closed and self.planner.failure is None:
-            self.settle()
+            with self.planner:
+                self.settle()
+                self.coming.end()
 
     @property
     def crowded(self) -> bool:
@@ -191,7 +198,7 @@ class Store:
         Raises: DiskFullError, before anything has changed.
         """
         self._spec(table)
-        self._prepare({table: len(rows)})
+        self._upkeep.prepare({table: len(rows)})
         with self.stepping(), self.planner:
             self.settle()
             with self.planner.changing():
@@ -347,14 +354,6 @@ class Store:
 
     # -- private ---------------------------------------------------------------------------------
 
-    def _prepare(self, rows: Mapping[str, int]) -> None:
-        """Make sure that the disk has room for so many rows of each table, while nothing is held.
-
-        What a batch brings in pushes out as many rows at most, and cannot push out more than that.
-        """
-        self.planner.ensure_usable()
-        self._upkeep.space.prepare((self.stacks[name], count) for name, count in rows.items())
-
     def _release(self, working_set: WorkingSet) -> None:
         # From any thread, even while garbage is collected: an append takes no lock.
         self._released.append((self.tick, working_set))
@@ -380,10 +379,9 @@ class Store:
         with self.planner:
             unique, inverse, _ = self._deduper.dedupe(keys)
             rows, missing = self.stacks[table].hierarchy.peek(unique)
-        dim = self.tables[table].dim
-        values = rows.values[:, :dim]
-        values[missing] = self.tables[table].fresh(unique[missing])[:, :dim]
-        return values[inverse]
+        spec = self.tables[table]
+        rows.values[missing] = spec.fresh(unique[missing])
+        return rows.values[inverse, : spec.dim]
 
     def _rewind(self, cut: Cut, known: Mapping[str, Doorkeeper]) -> None:
         self._log.wait()

@@ -56,6 +56,15 @@ class Upkeep:
         self._stacks = stacks
         self.compactor.watch({name: stack.ssd for name, stack in stacks.items()})
 
+    def prepare(self, rows: Mapping[str, int]) -> None:
+        """Make sure that the disk has room for so many rows of each table, while nothing is held.
+
+        What a batch brings in pushes out as many rows at most, and cannot push out more than that.
+        Raises: DiskFullError, before anything has changed.
+        """
+        self._planner.ensure_usable()
+        self.space.prepare((self._stacks[name], count) for name, count in rows.items())
+
     @contextmanager
     def stepping(self) -> Iterator[None]:
         """While rows change: no cut falls inside, and at the end durability is kept.

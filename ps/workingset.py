@@ -16,7 +16,27 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ps.table import Table
+from storage.keys import Deduper, check_range
 from storage.rows import Counts, Keys, Positions
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What one batch asks of one table; fields as in `Part`."""
+
+    keys: Keys
+    counts: Counts
+    inverses: Sequence[NDArray[np.int32]]
+
+    @staticmethod
+    def of(table: Table, requests: Sequence[Keys], deduper: Deduper) -> Asked:
+        """From the keys of each request, (N,) uint64. Raises: KeyRangeError."""
+        keys = requests[0] if len(requests) == 1 else np.concatenate(requests)
+        check_range(keys, table.rows, table.name)
+        unique, inverse, counts = deduper.dedupe(keys)
+        edges = np.cumsum([len(request) for request in requests])[:-1]
+        return Asked(unique, counts, np.split(inverse, edges))
 
 
 @dataclass(frozen=True, slots=True)

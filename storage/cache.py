@@ -10,6 +10,8 @@ Invariants:
 * a pinned position is never evicted, moved or reused; pins are counted;
 * a dirty row leaves only in the rows that the evicting call returns.
 
+Rows that a coming batch needs, as far as ``dues`` knows, leave after all others.
+
 Threads: one owner at a time (the store's planner), with one exception: whoever has a position
 pinned may work in its row, set its step and mark it dirty meanwhile.
 """
@@ -23,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from storage.array import Region, RowArray
+from storage.due import PINNED, Dues
 from storage.index import SLOT_BYTES, PositionIndex, slots_for
 from storage.policy import Policy, layout_of, make_policy
 from storage.rows import Counts, Keys, Positions, Rows
@@ -31,7 +34,7 @@ from storage.stats import TierStats
 # Beside row, index and policy a position costs its key, step, pins, dirty mark and place in _free.
 _MARK_BYTES = 8 + 4 + 2 + 1 + 4
 _MOVE = 4096
-_REHASH = 0.8
+_REHASH, _FULLEST = 0.8, 0.85
 
 
 def overhead_bytes(capacity: int, policy: str = "lru") -> int:
@@ -79,6 +82,7 @@ class CacheTier:
         self._marks = [Region(capacity, kind) for kind in kinds]
         self.steps, self.dirty, self._pins, self._keys, self._free = (m.array for m in self._marks)
         self._pinned = 0
+        self.dues = Dues(self._pins)
         self._index = PositionIndex(self._keys)
         self.policy = make_policy(policy, capacity, self._keys)
         self._layout = self.policy.layout
@@ -120,27 +124,51 @@ class CacheTier:
         """(U,) int64 positions, -1 where missing; changes nothing."""
         return self._index.find(keys)
 
-    def use(self, positions: Positions, counts: Counts) -> None:
-        """Count one batch's use of its working set, as `place` found it: (U,) int64 positions."""
-        hit = positions >= 0
+    def use(self, positions: Positions, counts: Counts) -> NDArray[np.bool_]:
+        """Count one batch's use of its working set, as `place` found it: (U,) int64 positions.
+
+        Returns (U,) bool: which rows had been read ahead of this use. They count as misses, and for
+        the policy they come only now.
+        """
+        early = self.dues.ahead(positions)
+        hit = (positions >= 0) & ~early
         self.policy.touch(positions[hit])
-        self._count(hit, counts)
+        self.policy.remove(positions[early])
+        self.policy.insert(positions[early])
+        self.dues.arrived(positions[early])
+        self.stats.count(hit, counts)
+        return early
 
     def unpinned(self, positions: Positions) -> NDArray[np.bool_]:
         """(U,) bool: nobody has pinned these positions."""
-        free: NDArray[np.bool_] = self._pins[positions] == 0
+        free: NDArray[np.bool_] = self._pins[positions] & PINNED == 0
         return free
 
     def pin(self, positions: Positions) -> None:
         """Keep these occupied positions where they are until as many `unpin` calls."""
-        self._pinned += int(np.count_nonzero(self._pins[positions] == 0))
+        self._pinned += int(np.count_nonzero(self.unpinned(positions)))
         self._pins[positions] += np.uint16(1)
 
     def unpin(self, positions: Positions) -> None:
         """Undo one `pin` of these positions."""
-        assert not len(positions) or self._pins[positions].min() > 0, "unpinned more than pinned"
+        assert not self.unpinned(positions).any(), "unpinned more than pinned"
         self._pins[positions] -= np.uint16(1)
-        self._pinned -= int(np.count_nonzero(self._pins[positions] == 0))
+        self._pinned -= int(np.count_nonzero(self.unpinned(positions)))
+
+    # -- coming batches -------------------------------------------------------------------------
+
+    @property
+    def spare(self) -> int:
+        """Rows that could be admitted in the place of nothing that is pinned or needed."""
+        return self.limit - int(np.count_nonzero(self._pins[: self._fresh]))
+
+    def look_no_further(self) -> None:
+        """No coming batch is known any more. Rows that were read ahead, and not used, are gone."""
+        unused = np.flatnonzero(self.dues.unused())
+        unused = unused[self.unpinned(unused) & (self.dirty[unused] == 0)]
+        self.policy.remove(unused)
+        self._vacate(unused)
+        self.dues.end()
 
     def demote_fresh(self, positions: Positions) -> None:
         """Of these unique positions, make those the first to go that nobody has pinned and whose
@@ -160,7 +188,7 @@ class CacheTier:
         positions = self._index.find(keys)
         hit = positions >= 0
         self.policy.demote(positions[hit])
-        self._count(hit, counts)
+        self.stats.count(hit, counts)
         return self._read(keys, positions), ~hit
 
     def peek(self, keys: Keys) -> tuple[Rows, NDArray[np.bool_]]:
@@ -206,7 +234,7 @@ class CacheTier:
         """Forget keys. Their positions must not be pinned."""
         positions = self._index.find(keys)
         positions = positions[positions >= 0]
-        assert not self._pins[positions].any(), "deleted a pinned row"
+        assert self.unpinned(positions).all(), "deleted a pinned row"
         self.policy.remove(positions)
         self._vacate(positions)
 
@@ -224,14 +252,9 @@ class CacheTier:
         """Copy of the rows at these occupied positions."""
         return self._read(self.keys_at(positions), positions)
 
-    def keys_held(self) -> Keys:
-        """(n,) uint64 copy of all keys here, in order of position."""
-        keys: Keys = self._keys[self.occupied()]
-        return keys
-
     def evict(self, count: int) -> Rows:
         """Let go of up to ``count`` unpinned rows, the policy's choice, and return them."""
-        return self._evict(self.policy.victims(count, self._pins))
+        return self._evict(self._victims(count))
 
     def shrink(self, limit: int) -> None:
         """Use only the positions below ``limit`` from now on; memory above goes to the system.
@@ -253,9 +276,17 @@ class CacheTier:
         self.array.release(limit)
         for region in self._marks:
             region.release(limit)
+        self.dues.release(limit)
         self.policy.resize(limit)
         if slots_for(limit) < _REHASH * len(self._index.slots):
             self._index.resize(limit, np.flatnonzero(held))
+
+    def expand(self, positions: int) -> int:
+        """Use so many positions again that were given up by `shrink`: how many it is."""
+        most = min(len(self._keys), int(_FULLEST * len(self._index.slots)))
+        before, self.limit = self.limit, max(self.limit, min(self.limit + positions, most))
+        self.policy.resize(self.limit)
+        return self.limit - before
 
     def check(self) -> list[str]:
         """Broken invariants of index, policy, pins and free positions."""
@@ -269,30 +300,17 @@ class CacheTier:
             wrong.append(f"{self.name}: a key is not found at its own position")
         if not np.array_equal(np.sort(self.policy.order()), held):
             wrong.append(f"{self.name}: the policy orders other positions than the index holds")
-        if int(np.count_nonzero(self._pins)) != self._pinned:
+        if int(np.count_nonzero(self._pins & PINNED)) != self._pinned:
             wrong.append(f"{self.name}: {self._pinned} positions pinned, counts say otherwise")
         if len(held) and held[-1] >= self.limit:
             wrong.append(f"{self.name}: a row above the limit of {self.limit}")
         idle = np.ones(len(self.dirty), np.bool_)
         idle[held] = False
         if self.dirty[idle].any() or self._pins[idle].any():
-            wrong.append(f"{self.name}: a free position is dirty or pinned")
-        return wrong
-
-    def digest(self) -> int:
-        """A number that changes when content, order, dirty marks or pins change. Slow."""
-        order = self.policy.order()
-        parts = (order, self._keys[order], self.steps[order], self.dirty[order], self._pins[order])
-        values = self.array.gather(order)
-        return hash((*(part.tobytes() for part in parts), values.tobytes()))
+            wrong.append(f"{self.name}: a free position is dirty, pinned or needed")
+        return wrong + [f"{self.name}: {line}" for line in self.dues.check()]
 
     # -- private --------------------------------------------------------------------------------
-
-    def _count(self, hit: NDArray[np.bool_], counts: Counts) -> None:
-        self.stats.accesses += int(counts.sum())
-        self.stats.access_hits += int(counts[hit].sum())
-        self.stats.keys += len(hit)
-        self.stats.key_hits += int(np.count_nonzero(hit))
 
     def _read(self, keys: Keys, positions: Positions) -> Rows:
         if len(positions) and positions.min() >= 0:
@@ -310,6 +328,7 @@ class CacheTier:
         self.array.scatter(positions, rows.values)
         self.steps[positions] = rows.steps
         self.dirty[positions] |= rows.dirty
+        self.dues.arrived(positions)
         self.policy.touch(positions)
 
     def _fill(self, positions: Positions, rows: Rows) -> None:
@@ -328,10 +347,19 @@ class CacheTier:
         unused = min(count - len(recycled), self.limit - self._fresh)
         fresh = np.arange(self._fresh, self._fresh + unused)
         self._fresh += unused
-        victims = self.policy.victims(count - len(recycled) - unused, self._pins)
+        victims = self._victims(count - len(recycled) - unused)
         evicted = self._evict(victims)
         self._free_count -= len(victims)
         return np.concatenate((recycled, fresh, victims)), evicted
+
+    def _victims(self, count: int) -> Positions:
+        """Up to ``count`` unpinned positions, taken out of the policy."""
+        victims = self.policy.victims(count, self._pins)
+        if len(victims) == count:
+            return victims
+        more = self.dues.furthest(count - len(victims), self._fresh)
+        self.policy.remove(more)
+        return np.concatenate((victims, more))
 
     def _evict(self, victims: Positions) -> Rows:
         """Copy of the rows at ``victims``, which the policy has let go; positions become free."""
@@ -343,6 +371,7 @@ class CacheTier:
     def _vacate(self, positions: Positions) -> None:
         self._index.erase(positions)
         self.dirty[positions] = 0
+        self.dues.clear(positions)
         self._free[self._free_count : self._free_count + len(positions)] = positions
         self._free_count += len(positions)
 
@@ -354,6 +383,7 @@ class CacheTier:
         self.steps[targets] = rows.steps
         self.dirty[sources] = 0
         self.dirty[targets] = rows.dirty
+        self.dues.move(sources, targets)
         self._index.insert(rows.keys, targets)
 
     def _occupancy(self) -> NDArray[np.bool_]:

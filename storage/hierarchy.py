@@ -14,43 +14,36 @@ with the rows on the SSD, so the cache shrinks ahead of it (`make_room`), and on
 pinned, since a pinned row cannot move. Before anything is written below, the budget has room for
 all that the index can grow by then.
 
+While a `LookAhead` is there, rows that coming batches need stay if they can, and when a batch has
+to read what coming ones lack too, all is read at once, in the order in which it lies below.
+
 Threads: one owner, the store's planner.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
-from storage.address import ENTRY_BYTES
 from storage.block import BlockShape
-from storage.budget import Budget, show_size
-from storage.cache import CacheTier, overhead_bytes
+from storage.budget import Budget
+from storage.cache import CacheTier
 from storage.codec import CODECS
-from storage.errors import WorkingSetError
-from storage.rows import Counts, Floats, Keys, Positions, Rows
+from storage.difference import differing
+from storage.errors import DiskFullError, WorkingSetError
+from storage.lookahead import LookAhead, keep
+from storage.rows import Counts, Floats, Keys, Mask, Positions, Rows
+from storage.shortage import too_small
 from storage.stats import FirstSeen
-from storage.tier import Tier
+from storage.tier import Lower
+from storage.window import Batches
 
 _SHRINK_PARTS = 32
 _COPIES = 4
 _LEAST_PIECE = 64
-
-
-class Lower(Tier, Protocol):
-    """The tier below a cache: a tier that says how much of the cache's budget it takes."""
-
-    @property
-    def memory_bytes(self) -> int:
-        """RAM it holds now."""
-        ...
-
-    def growth_bound(self, rows: int) -> int:
-        """RAM that writing this many rows can add at most."""
-        ...
+_NOTHING = (np.zeros(0, np.uint64), np.zeros(0, np.uint32))
+Ask = Callable[[Keys, Positions], tuple[Rows, Mask]]
 
 
 class Hierarchy:
@@ -79,7 +72,10 @@ class Hierarchy:
         self.width = top.width
         self.top = top
         self.below = below
+        self.stats = top.stats
         self.first_seen = FirstSeen()
+        self.ahead: LookAhead | None = None
+        self._lent = self._limit_then = 0
         self._budget = budget
         self._shape = shape
         self._fresh = fresh
@@ -89,12 +85,13 @@ class Hierarchy:
 
     # -- the top of a stack ---------------------------------------------------------------------
 
-    def pin(self, keys: Keys, counts: Counts) -> Positions:
+    def pin(self, keys: Keys, counts: Counts, *, number: int = 0, most_ahead: int = 0) -> Positions:
         """Bring a working set into the cache and keep it there: (U,) int64 positions.
 
         keys: (U,) uint64, unique, in batch order. counts: (U,) int32 uses of each in the batch.
-        One `unpin` undoes it. Raises: WorkingSetError before anything has changed when the rows do
-        not fit beside what is pinned already.
+        number: of the batch in ``ahead``, 0 for one that is not known there. most_ahead: rows that
+        may be read for later batches. One `unpin` undoes it. Raises: WorkingSetError before
+        anything has changed when the rows do not fit beside what is pinned already.
         """
         positions = self.top.place(keys)
         self._check_fits(positions)
@@ -102,15 +99,17 @@ class Hierarchy:
         self.make_room(len(keys), resident=len(keys))
         if self.top.limit < limit:  # rows have left or moved
             positions = self.top.place(keys)
-        self.top.use(positions, counts)
+        early = self.top.use(positions, counts)
+        self.below.stats.count(early[early], counts[early])
         held = positions >= 0
         self.top.pin(positions[held])
         try:
-            for piece in self._pieces(np.flatnonzero(~held)):
-                positions[piece] = self._bring(keys[piece], counts[piece])
+            self._fill(keys, counts, positions, self._coming(number, keys, positions, most_ahead))
         except BaseException:
             self.top.unpin(positions[positions >= 0])
             raise
+        if self.ahead is not None and number:
+            keep(self.top, positions, self.ahead.nexts(number, len(keys)))
         return positions
 
     def unpin(self, positions: Positions) -> None:
@@ -126,8 +125,12 @@ class Hierarchy:
         """
         if self._budget is None:
             return False
-        spare = self._budget.total // (4 * _SHRINK_PARTS)
-        return self._budget.free < self.below.growth_bound(len(self.top)) + spare
+        return self._budget.free < self._reserve
+
+    @property
+    def _reserve(self) -> int:
+        assert self._budget is not None
+        return self.below.growth_bound(len(self.top)) + self._budget.total // (4 * _SHRINK_PARTS)
 
     def make_room(self, rows: int, *, resident: int = 1) -> None:
         """Shrink the cache until writing ``rows`` rows below cannot exceed the budget.
@@ -135,21 +138,41 @@ class Hierarchy:
         Raises: WorkingSetError, before anything has changed, when that would leave room for fewer
         than ``resident`` rows here, or when rows are pinned.
         """
-        limit = self._limit_for(rows, max(1, resident))
-        while len(self.top) > limit:
-            self._push_out(self.top.evict(self._evictable(rows, len(self.top) - limit)))
-        if limit < self.top.limit:
-            self.top.shrink(limit)
-            self._account()
+        self._shrink(self._limit_for(rows, max(1, resident)), rows)
+
+    def lend(self, size: int) -> bool:
+        """Have ``size`` bytes of the budget free for somebody else, by giving up positions.
+
+        False when rows are pinned, or what would leave cannot be written below.
+        """
+        assert self._budget is not None and self._lent == 0, "lent twice"
+        top, before = self.top, self.top.limit
+        short = size - max(0, self._budget.free - self._reserve)
+        positions = max(0, -(-short // top.bytes_per_position))
+        if top.pinned or 2 * positions > top.limit:
+            return False
+        try:
+            self._shrink(top.limit - positions, 1)
+        except (DiskFullError, WorkingSetError):
+            return False
+        self._lent, self._limit_then = size, before
+        return True
+
+    def take_back(self) -> None:
+        """The bytes of `lend` are free again: use the positions that were given up since then."""
+        fit = self._lent // self.top.bytes_per_position
+        self.top.expand(min(self._limit_then - self.top.limit, fit))
+        self._lent = 0
+        self._account()
 
     # -- the contract of a tier -----------------------------------------------------------------
 
-    def lookup(self, keys: Keys, counts: Counts) -> tuple[Rows, NDArray[np.bool_]]:
+    def lookup(self, keys: Keys, counts: Counts) -> tuple[Rows, Mask]:
         """Hand rows to the tier above; what this cache lacks comes from below, past it."""
         rows, missing = self.top.lookup(keys, counts)
         return self._complete(rows, missing, lambda k, m: self.below.lookup(k, counts[m]))
 
-    def peek(self, keys: Keys) -> tuple[Rows, NDArray[np.bool_]]:
+    def peek(self, keys: Keys) -> tuple[Rows, Mask]:
         """Copy rows out; nothing is counted or moved."""
         rows, missing = self.top.peek(keys)
         return self._complete(rows, missing, lambda k, m: self.below.peek(k))
@@ -203,7 +226,11 @@ class Hierarchy:
                 f"{self._budget.used}"
             )
         for piece in self._pieces(self.top.occupied()):
-            wrong += self._differing(self.top.rows_at(piece))
+            rows = self.top.rows_at(piece)
+            rows = rows.take(~rows.dirty)
+            below, missing = self.below.peek(rows.keys)
+            below.values[missing] = self._fresh(rows.keys[missing])
+            wrong += differing(self.name, rows, below, missing, self._rounded(below.values))
         return wrong
 
     def close(self) -> None:
@@ -230,35 +257,63 @@ class Hierarchy:
         held = positions[positions >= 0]
         newly_pinned = int(np.count_nonzero(self.top.unpinned(held)))
         if len(positions) - len(held) > self.top.room - newly_pinned:
-            raise self._too_small(len(positions))
+            raise too_small(self.top, len(positions), self._budget, self.below)
 
-    def _too_small(self, rows: int) -> WorkingSetError:
-        """The error that says how large the tier would have to be."""
-        need = (rows + self.top.pinned) * self.top.array.bytes_per_position
-        if self._budget is not None:
-            need += (rows + self.top.pinned) * ENTRY_BYTES + overhead_bytes(rows + self.top.pinned)
-            need += self._budget.used - self._budget.parts["cache"] + self.below.growth_bound(rows)
-        need = int(1.25 * need)
-        return WorkingSetError(
-            f"tier {self.name!r}: expected room for {rows} rows beside {self.top.pinned} in use, "
-            f"but it holds {self.top.limit}; give it {show_size(need)} ({need} bytes) or use a "
-            f"smaller batch",
-            needed_bytes=need,
-        )
+    def _shrink(self, limit: int, rows: int) -> None:
+        while len(self.top) > limit:
+            self._push_out(self.top.evict(self._evictable(rows, len(self.top) - limit)))
+        if limit < self.top.limit:
+            self.top.shrink(limit)
+            self._account()
+
+    def _coming(
+        self, number: int, keys: Keys, positions: Positions, most: int
+    ) -> tuple[Keys, Batches]:
+        """Keys to be read for later batches, and those batches: what index and budget allow.
+
+        Only from an SSD right below: of a cache below nobody could say later who had the row.
+        """
+        if self.ahead is None or isinstance(self.below, Hierarchy):
+            return _NOTHING
+        most = self.ahead.room(int(np.count_nonzero(positions < 0)), most)
+        free = self._budget.free if self._budget else 0
+        while most and self.below.growth_bound(len(keys) + most) > free:
+            most //= 2
+        return self.ahead.wanted(number, most) if most else _NOTHING
+
+    def _fill(
+        self, keys: Keys, counts: Counts, positions: Positions, coming: tuple[Keys, Batches]
+    ) -> None:
+        """Bring what is missing, and in the same requests what is to come. Sets ``positions``."""
+        own = len(missing := np.flatnonzero(positions < 0))
+        wanted = np.concatenate((keys[missing], coming[0]))
+        uses = np.concatenate((counts[missing], np.zeros(len(coming[0]), np.int32)))
+        for piece in self._pieces(np.arange(len(wanted))):
+            mine, later = piece[piece < own], piece[piece >= own] - own
+            found = self._bring(wanted[piece], uses[piece])
+            self.top.pin(found[: len(mine)])
+            positions[missing[mine]] = found[: len(mine)]
+            keep(self.top, found[len(mine) :], coming[1][later], ahead=True)
 
     def _bring(self, keys: Keys, counts: Counts) -> Positions:
-        """Fetch rows that the cache lacks, admit and pin them."""
+        """Fetch rows that the cache lacks and admit them: (U,) int64 positions.
+
+        -1 for keys that are to come (their count is 0) and that no tier has.
+        """
         rows, missing = self.below.lookup(keys, counts)
+        asked = ~missing | (counts > 0)
+        if not asked.all():
+            rows, missing, counts = rows.take(asked), missing[asked], counts[asked]
+        positions = np.full(len(keys), -1, np.int64)
         unseen = np.flatnonzero(missing)
         if len(unseen):
-            rows.values[unseen] = self._fresh(keys[unseen])
+            rows.values[unseen] = self._fresh(rows.keys[unseen])
             self.first_seen.keys += len(unseen)
             self.first_seen.accesses += int(counts[unseen].sum())
         # What comes from below is the version below has: clean here, even if it is dirty there.
         rows.dirty[:] = False
-        self._push_out(self.top.evict_for(keys))
-        positions, _ = self.top.admit(rows)
-        self.top.pin(positions)
+        self._push_out(self.top.evict_for(rows.keys))
+        positions[asked], _ = self.top.admit(rows)
         return positions
 
     def _limit_for(self, rows: int, resident: int) -> int:
@@ -276,7 +331,7 @@ class Hierarchy:
         while short > 0:
             limit -= 1 + short // top.bytes_per_position
             if top.pinned or limit < resident:
-                raise self._too_small(rows)
+                raise too_small(self.top, rows, self._budget, self.below)
             freed = (top.limit - limit) * top.bytes_per_position
             leaving = max(0, len(top) - limit)
             short = self.below.growth_bound(rows + leaving) - budget.free - freed
@@ -292,7 +347,7 @@ class Hierarchy:
             self._account()
         while self.below.growth_bound(count) > self._budget.free:
             if count == 1:
-                raise self._too_small(rows)
+                raise too_small(self.top, rows, self._budget, self.below)
             count //= 2
         return count
 
@@ -322,28 +377,7 @@ class Hierarchy:
             self.top.array.scatter(positions, self._rounded(rows.values))
         self._account()
 
-    def _differing(self, rows: Rows) -> list[str]:
-        """One line when clean rows here are not what the tier below, or a new key, has."""
-        rows = rows.take(~rows.dirty)
-        below, missing = self.below.peek(rows.keys)
-        below.values[missing] = self._fresh(rows.keys[missing])
-        same = _equal(rows.values, below.values) & (rows.steps == below.steps)
-        # A row nobody changed is not below; one that came from a wider tier was rounded here.
-        same |= missing & _equal(rows.values, self._rounded(below.values))
-        if same.all():
-            return []
-        first = int(rows.keys[np.argmin(same)])
-        return [
-            f"tier {self.name!r}: expected clean rows as the tier below has them, but "
-            f"{np.count_nonzero(~same)} differ, key {first} first; open the store again"
-        ]
-
-    def _complete(
-        self,
-        rows: Rows,
-        missing: NDArray[np.bool_],
-        ask: Callable[[Keys, Positions], tuple[Rows, NDArray[np.bool_]]],
-    ) -> tuple[Rows, NDArray[np.bool_]]:
+    def _complete(self, rows: Rows, missing: Mask, ask: Ask) -> tuple[Rows, Mask]:
         """Fill the rows that are missing from below."""
         absent = np.flatnonzero(missing)
         for piece in self._pieces(absent):
@@ -359,14 +393,7 @@ class Hierarchy:
         return codec.decode(codec.encode(values, dim), dim, self._shape.state_width)
 
     def _account(self) -> None:
-        if self._budget is None:
-            return
-        array = self.top.array.bytes_per_position
-        self._budget.hold("cache", self.top.limit * array + self.top.overhead_bytes)
-        self._budget.hold("ssd", self.below.memory_bytes)
-
-
-def _equal(left: Floats, right: Floats) -> NDArray[np.bool_]:
-    """(U,) bool: which rows have the same bits, so that NaN equals itself."""
-    same: NDArray[np.bool_] = (left.view(np.uint32) == right.view(np.uint32)).all(axis=1)
-    return same
+        if self._budget is not None:
+            array = self.top.array.bytes_per_position
+            self._budget.hold("cache", self.top.limit * array + self.top.overhead_bytes)
+            self._budget.hold("ssd", self.below.memory_bytes)

@@ -14,6 +14,7 @@ Keys = NDArray[np.uint64]
 Positions = NDArray[np.int64]
 Counts = NDArray[np.int32]
 Floats = NDArray[np.float32]
+Mask = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)

@@ -106,12 +106,8 @@ class SsdTier:
     def lookup(self, keys: Keys, counts: Counts) -> tuple[Rows, NDArray[np.bool_]]:
         """Copy rows out for the tier above; they stay here, stale once changed there."""
         rows, missing, blocks = self._get(keys)
-        hits = len(keys) - int(np.count_nonzero(missing))
-        self.stats.accesses += int(counts.sum())
-        self.stats.access_hits += int(counts[~missing].sum())
-        self.stats.keys += len(keys)
-        self.stats.key_hits += hits
-        self.stats.rows_read += hits
+        self.stats.count(~missing, counts)
+        self.stats.rows_read += len(keys) - int(np.count_nonzero(missing))
         self.stats.bytes_read += blocks * self.shape.pages * 4096
         return rows, missing
 

@@ -9,6 +9,11 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
+from storage.rows import Counts
+
 
 @dataclass(slots=True)
 class TierStats:
@@ -24,6 +29,16 @@ class TierStats:
     rows_written: int = 0
     bytes_read: int = 0
     bytes_written: int = 0
+
+    def count(self, hit: NDArray[np.bool_], counts: Counts) -> None:
+        """Count one batch's uses, and which were hits: (U,) bool and (U,) int32.
+
+        A count of 0 is no use: the key was asked for ahead of it.
+        """
+        self.accesses += int(counts.sum())
+        self.access_hits += int(counts[hit].sum())
+        self.keys += int(np.count_nonzero(counts))
+        self.key_hits += int(np.count_nonzero(counts[hit]))
 
     def report(self) -> dict[str, int]:
         """The counters as a dict of JSON values."""

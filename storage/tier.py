@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from storage.rows import Counts, Keys, Rows
+from storage.stats import TierStats
 
 
 class Tier(Protocol):
@@ -75,4 +76,22 @@ class Tier(Protocol):
 
     def close(self) -> None:
         """Release memory, threads and files without flushing. Twice is fine."""
+        ...
+
+
+class Lower(Tier, Protocol):
+    """The tier below a cache: a tier that says how much of the cache's budget it takes."""
+
+    @property
+    def stats(self) -> TierStats:
+        """Counters of its own level."""
+        ...
+
+    @property
+    def memory_bytes(self) -> int:
+        """RAM it holds now."""
+        ...
+
+    def growth_bound(self, rows: int) -> int:
+        """RAM that writing this many rows can add at most."""
         ...

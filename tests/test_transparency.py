@@ -49,6 +49,7 @@ class Setting:
     policy: str = "lru"
     watched: bool = False
     admission: Admission | None = None
+    lookahead: int | None = None
 
 
 def make_batches() -> list[Batch]:
@@ -98,7 +99,9 @@ def train(store: Store, setting: Setting, first: int, last: int) -> Iterator[flo
     def keys(batch: Batch) -> dict[nn.Module, list[Batch]]:
         return {bag: [batch] for bag in model.bags}
 
-    for batch in worker.prefetch(BATCHES[first:last], keys, depth=setting.depth):
+    for batch in worker.prefetch(
+        BATCHES[first:last], keys, depth=setting.depth, lookahead=setting.lookahead
+    ):
         dense.zero_grad()
         loss = model(batch)
         loss.backward()
@@ -236,6 +239,26 @@ def test_every_kind_of_admission_changes_who_has_a_row(
 ) -> None:
     found = [oracles[OPTIMIZERS[1].name], *admitted.values()]
     assert len({digest for _, digest in found}) == len(found)
+
+
+LOOKING_AHEAD = [
+    *((policy, depth, lookahead) for policy in POLICIES for depth, lookahead in ((1, 1), (2, 8))),
+    *(("lru", depth, lookahead) for depth, lookahead in ((0, 0), (0, 1), (0, 8), (8, 8), (4, 29))),
+]
+
+
+@pytest.mark.parametrize(("policy", "depth", "lookahead"), LOOKING_AHEAD)
+def test_no_look_ahead_is_seen_in_a_loss_or_a_row(
+    tmp_path: Path,
+    policy: str,
+    depth: int,
+    lookahead: int,
+    oracles: dict[str, tuple[list[float], int]],
+) -> None:
+    setting = Setting("640KiB", depth=depth, lookahead=lookahead, policy=policy)
+    assert run(tmp_path / "two", OPTIMIZERS[1], setting) == oracles[OPTIMIZERS[1].name]
+    setting = replace(setting, ram="720KiB", hbm="24KiB", stop=7)
+    assert run(tmp_path / "three", OPTIMIZERS[1], setting) == oracles[OPTIMIZERS[1].name]
 
 
 def test_a_top_tier_of_one_working_set_is_enough(

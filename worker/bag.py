@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ps.store import Store
 from storage.errors import ConfigError, MismatchError
-from worker.call import Call, Caller, Staged, stage
+from worker.call import Call, Caller, Staged, ask, stage
 from worker.input import Bags, bags_of
 from worker.lookup import Use, evaluated, pooled
 from worker.pooling import check_mode
@@ -117,7 +117,8 @@ def find_staged(module: Caller, arguments: Sequence[Any]) -> Staged:
             return staged
     if not store.prefetching:
         store.settle()
-    return stage(store, [Call.of(module, tuple(arguments))])[0]
+    calls = [Call.of(module, tuple(arguments))]
+    return stage(store, calls, ask(store, calls))[0]
 
 
 def _padding(table: str, rows: int | None, index: int | None) -> int | None:

@@ -8,7 +8,7 @@ Threads: calls are prepared by one thread and used by another; they are never ch
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ps.store import Store
-from ps.workingset import WorkingSet
+from ps.workingset import Asked, WorkingSet
 from worker.input import Bags
 
 
@@ -62,13 +62,18 @@ class Staged:
     inverses: Sequence[NDArray[Any]]
 
 
-def stage(store: Store, calls: Sequence[Call]) -> list[Staged]:
-    """Make the rows of several calls resident as one working set, which nobody holds yet."""
+def ask(store: Store, calls: Sequence[Call]) -> Mapping[str, Asked]:
+    """What several calls ask of the store as one batch. Raises: KeyRangeError."""
     requests: dict[str, list[Any]] = {}
     for call in calls:
         for table, bags in call.lookups:
             requests.setdefault(table, []).append(bags.keys)
-    working_set = store.stage(requests)
+    return store.ask(requests)
+
+
+def stage(store: Store, calls: Sequence[Call], asked: Mapping[str, Asked]) -> list[Staged]:
+    """Make the rows of several calls resident as one working set, which nobody holds yet."""
+    working_set = store.stage_asked(asked)
     inverses = {table: iter(part.inverses) for table, part in working_set.parts.items()}
     return [
         Staged(call, working_set, [next(inverses[table]) for table, _ in call.lookups])

@@ -6,8 +6,13 @@ Rows that two batches share stand at one position, so results are those of a loo
 What is resident is decided by the order of batches, never by timing: before batch m is staged, the
 thread waits until the loop is done with batch m - depth - 1 and then unpins exactly what had been
 released by that point. Where memory is short it waits for later batches too, so little RAM means
-less look-ahead, not an error or a deadlock; and if the working set then still does not fit, the
+less depth, not an error or a deadlock; and if the working set then still does not fit, the
 error is raised in the loop, at the batch it belongs to.
+
+With a look-ahead of more than ``depth`` the keys of that many batches beyond the one in use are
+known: rows that those need are evicted last, and what they lack is read in few large requests (see
+`ps.coming`). While batch m is staged, m + 1 to m + lookahead - depth are known, never as many as
+happen to be read. Where memory is short, look-ahead goes before a working set is refused.
 
 Pins end with the batch: at the step, at the next batch if no step came, at break and at exceptions.
 (What a graph or a gradient still needs stays pinned until that is gone: see `ps.workingset`.)
@@ -23,14 +28,15 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
 
 from ps.store import Store
-from ps.workingset import Hold
+from ps.workingset import Asked, Hold
 from storage.errors import ConfigError, StoreError, WorkingSetError
-from worker.call import Call, Caller, Staged, stage
+from worker.call import Call, Caller, Staged, ask, stage
 
 B = TypeVar("B")
 _DEADLINE_SECONDS = 3600.0
@@ -39,22 +45,34 @@ _END: Any = object()
 Keys = Callable[[B], Mapping[Any, Sequence[Any]]]
 
 
-def prefetch(loader: Iterable[B], keys: Keys[B], *, depth: int = 2) -> Generator[B, None, None]:
+def prefetch(
+    loader: Iterable[B], keys: Keys[B], *, depth: int = 2, lookahead: int | None = None
+) -> Generator[B, None, None]:
     """The batches of ``loader``, each with its rows resident before it is handed out.
 
     keys: from a batch, the calls that will be made: for each module a list of argument tuples, such
     as ``{bag: [(b.ids, b.offsets)]}``. Calls with other arguments work too, only later. depth:
-    batches made resident ahead; 0 stages each batch in the loop's own thread.
+    batches made resident ahead; 0 stages each batch in the loop's own thread. lookahead: batches
+    whose keys are known ahead, at least ``depth``; None: no more than that. Results do not depend
+    on either.
 
     Raises: ConfigError; what ``loader`` and `Store.stage` raise, at the batch concerned.
     """
     if depth < 0:
         raise ConfigError(f"prefetch: expected a depth of 0 or more, got {depth}")
-    return _batches(loader, keys, depth)
+    lookahead = depth if lookahead is None else lookahead
+    if lookahead < depth:
+        raise ConfigError(
+            f"lookahead: expected at least the prefetch depth, {depth}, got {lookahead}; "
+            f"the keys of batches that are made resident are known"
+        )
+    return _batches(loader, keys, depth, lookahead)
 
 
-def _batches(loader: Iterable[B], keys: Keys[B], depth: int) -> Generator[B, None, None]:
-    pipeline = _Pipeline(loader, keys, depth)
+def _batches(
+    loader: Iterable[B], keys: Keys[B], depth: int, lookahead: int
+) -> Generator[B, None, None]:
+    pipeline = _Pipeline(loader, keys, depth, lookahead)
     try:
         yield from pipeline.batches()
     finally:
@@ -65,13 +83,27 @@ class _LoopEndedError(Exception):
     """The loop ended while the thread waited; seen by the thread only."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """A batch, the calls it announces, and what they ask of the store."""
+
+    batch: Any
+    calls: Sequence[Call]
+    asked: Mapping[str, Asked]
+
+
 class _Pipeline:
     """State shared by the loop and the prefetch thread, guarded by one condition."""
 
-    def __init__(self, loader: Iterable[B], keys: Keys[B], depth: int) -> None:
+    def __init__(self, loader: Iterable[B], keys: Keys[B], depth: int, lookahead: int) -> None:
         self._loader = iter(loader)
         self._keys = keys
         self._depth = depth
+        self._beyond = lookahead - depth
+        # Read and not staged, and how reading ended, once it has: the thread's own.
+        self._read: deque[_Read] = deque()
+        self._all_read = False
+        self._fault: Exception | None = None
         self._changed = threading.Condition()
         self._ready: deque[tuple[Any, list[Staged], Hold | None]] = deque()
         self._error: BaseException | None = None
@@ -119,8 +151,7 @@ class _Pipeline:
             if hold is not None:
                 hold.drop()
         if self._store is not None and self._store.prefetching:
-            self._store.prefetching = False
-            self._store.settle_if_open()
+            self._store.end_prefetch()
 
     def _let_go(self, number: int) -> None:
         if self._store is not None:
@@ -153,14 +184,15 @@ class _Pipeline:
             number += 1
 
     def _plan(self, number: int) -> None:
-        """Read batch ``number``, stage it and hand it over; or say that the loop ends, and how."""
+        """Stage batch ``number`` and hand it over; or say that the loop ends, and how."""
         try:
-            batch = next(self._loader, _END)
-            if batch is _END:
-                self._end(None)
+            self._read_ahead()
+            if not self._read:
+                fault, self._fault = self._fault, None  # as in `_next`
+                self._end(fault)
                 return
-            calls = self._calls(batch)
-            staged = self._stage(number, calls) if calls else []
+            read = self._read.popleft()
+            staged = self._stage(number, read) if read.calls else []
         except _LoopEndedError:
             self._end(None)
         except BaseException as error:  # the thread's edge: raised again in the loop
@@ -168,8 +200,29 @@ class _Pipeline:
         else:
             hold = staged[0].working_set.hold() if staged else None
             with self._changed:
-                self._ready.append((batch, staged, hold))
+                self._ready.append((read.batch, staged, hold))
                 self._changed.notify_all()
+
+    def _read_ahead(self) -> None:
+        """Read until the batch whose turn it is and all that are to be known beyond it are here."""
+        while len(self._read) <= self._beyond and not (self._all_read or self._closing):
+            try:
+                batch = next(self._loader, _END)
+                self._all_read = batch is _END
+                if not self._all_read:
+                    self._add(batch)
+            except Exception as error:  # raised when the batches before it have had their turn
+                self._all_read, self._fault = True, error
+
+    def _add(self, batch: Any) -> None:
+        calls = self._calls(batch)
+        asked: Mapping[str, Asked] = {}
+        if calls:
+            assert self._store is not None
+            asked = ask(self._store, calls)
+            if self._beyond:
+                self._store.coming.announce(asked)
+        self._read.append(_Read(batch, calls, asked))
 
     def _end(self, error: BaseException | None) -> None:
         with self._changed:
@@ -202,8 +255,8 @@ class _Pipeline:
         self._first_tick = store.tick + 1
         self._store = store
 
-    def _stage(self, number: int, calls: Sequence[Call]) -> list[Staged]:
-        """Stage with as much look-ahead as memory allows."""
+    def _stage(self, number: int, read: _Read) -> list[Staged]:
+        """Stage with as much depth, and then look-ahead, as memory allows."""
         store = self._store
         assert store is not None
         done = number - self._depth - 1
@@ -214,11 +267,12 @@ class _Pipeline:
                 done = number - 1
                 continue
             try:
-                return stage(store, calls)
+                return stage(store, read.calls, read.asked)
             except WorkingSetError:
-                if done >= number - 1:
+                if done < number - 1:
+                    done += 1
+                elif not store.coming.give_up():
                     raise
-                done += 1
 
     def _await(self, number: int) -> None:
         """Wait until the loop is done with batch ``number``."""

@@ -33,12 +33,14 @@ _LARGEST_RATE = 1e6
 class Schedule:
     """How long and how to train. steps: of the whole run, None for all epochs. checkpoint_every:
     steps between checkpoints, 0 for none but the last. depth: batches made resident ahead.
+    lookahead: batches whose keys are known ahead, at least ``depth``; None is no more than that.
     """
 
     batch_size: int = 1024
     epochs: int = 1
     steps: int | None = None
     depth: int = 2
+    lookahead: int | None = None
     checkpoint_every: int = 1000
     on_nan: str = "stop"
     dense_lr: float = 1e-3
@@ -53,6 +55,11 @@ class Schedule:
             value = getattr(self, name)
             if value is not None and value < 0:
                 raise ConfigError(f"{name}: expected 0 or more, got {value}")
+        if self.lookahead is not None and self.lookahead < self.depth:
+            raise ConfigError(
+                f"--lookahead: expected at least the {self.depth} batches of --prefetch, "
+                f"got {self.lookahead}"
+            )
 
 
 @dataclass
@@ -175,6 +182,7 @@ class Trainer:
                 self.dataset.train(self.schedule.batch_size, start=self.progress.batch),
                 keys=lambda batch: {self.model.bag: [(batch.ids, batch.offsets)]},
                 depth=self.schedule.depth,
+                lookahead=self.schedule.lookahead,
             )
             with closing(ahead):
                 for batch in ahead:

@@ -49,7 +49,8 @@ def test_tiers_do_not_show_in_the_report(tmp_path: Path) -> None:
     _, three = _train(tmp_path / "c", "--steps", "30", "--hbm", "200KiB")
     assert tight["ssd_rows_written"] > plain["ssd_rows_written"]
     assert set(three["hit_rate"]) == {"hbm", "ram", "ssd"}
-    for other in (tight, three):
+    _, ahead = _train(tmp_path / "d", "--steps", "30", "--ram", "1500KB", "--lookahead", "8")
+    for other in (tight, three, ahead):
         assert other["losses"] == plain["losses"]
         assert other["rows_crc"] == plain["rows_crc"]
 
@@ -63,6 +64,7 @@ def test_tiers_do_not_show_in_the_report(tmp_path: Path) -> None:
         (("--preset", "big"), ("preset", "small")),
         (("--device", "cuda", "--hbm", "1GiB"), ("CUDA",)),
         (("--batch-size", "0"), ("batch_size",)),
+        (("--lookahead", "1"), ("--lookahead", "2", "1")),
         (("--dense-lr", "1e38"), ("dense_lr", "1e+38")),
         (("--dense-lr", "nan"), ("dense_lr", "nan")),
         (("--data", "nowhere.tsv"), ("nowhere.tsv",)),

@@ -38,6 +38,7 @@ from storage.errors import (
     WorkingSetError,
 )
 from storage.rows import Rows
+from tests.storage.digesting import digest
 
 ADS = ps.Table("ads", dim=3, optimizer=ps.Adagrad(lr=0.1), init=ps.Uniform(0.5))
 USERS = ps.Table("users", dim=2, optimizer=ps.SGD(lr=0.1), rows=500, init=ps.Constant(1.0))
@@ -341,11 +342,11 @@ def test_reading_changes_nothing(tmp_path: Path) -> None:
         for _ in range(8):
             train(store, "ads", rng.integers(0, 4000, 150).astype(np.uint64), 1.0)
         store.settle()
-        digest = store.digest()
-        before = [cache.digest() for cache in store.stacks["ads"].caches], store.stats()
+        content = store.digest()
+        before = [digest(cache) for cache in store.stacks["ads"].caches], store.stats()
         store.read("ads", np.arange(10_000))
-        assert ([cache.digest() for cache in store.stacks["ads"].caches], store.stats()) == before
-        assert store.digest() == digest
+        assert ([digest(cache) for cache in store.stacks["ads"].caches], store.stats()) == before
+        assert store.digest() == content
 
 
 def test_two_checkpoints_are_kept_with_their_state(tmp_path: Path) -> None:
@@ -448,7 +449,7 @@ def test_a_closed_store_says_so(tmp_path: Path) -> None:
     ):
         with pytest.raises(ClosedError, match="closed"):
             action()
-    store.settle_if_open()
+    store.end_prefetch()
 
 
 def test_a_second_opening_is_refused_and_the_first_goes_on(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import pytest
 from storage.errors import ConfigError, CorruptError, DiskFullError, WorkingSetError
 from storage.log import BlockLog
 from storage.rows import Keys, Positions
+from tests.storage.digesting import digest
 from tests.storage.test_log import flip
 from tests.storage.test_tier import (
     WIDTH,
@@ -138,11 +139,11 @@ def test_a_working_set_that_does_not_fit_changes_nothing_and_says_what_would_do(
     pinned = stack.top.pin(held, ones(held))
     change(stack, pinned, held, 3)
     stack.top.unpin(pinned)
-    before, figures = stack.caches[0].digest(), stack.caches[0].stats.report()
+    before, figures = digest(stack.caches[0]), stack.caches[0].stats.report()
     batch = numbered(30, 500)
     with pytest.raises(WorkingSetError) as error:
         stack.top.pin(batch, ones(batch))
-    assert stack.caches[0].digest() == before and stack.caches[0].stats.report() == figures
+    assert digest(stack.caches[0]) == before and stack.caches[0].stats.report() == figures
     assert "\n" not in str(error.value) and str(error.value.needed_bytes) in str(error.value)
     stack.top.flush()
     needed = error.value.needed_bytes
@@ -156,10 +157,10 @@ def test_a_working_set_that_fits_the_tier_but_not_beside_the_pins_is_refused(log
     stack = make_stack(log, 100)
     first, second = numbered(0, 60), numbered(50, 60)
     pinned = stack.top.pin(first, ones(first))
-    before = stack.caches[0].digest()
+    before = digest(stack.caches[0])
     with pytest.raises(WorkingSetError, match=r"60 rows beside 60 in use.*holds 100"):
         stack.top.pin(second, ones(second))
-    assert stack.caches[0].digest() == before
+    assert digest(stack.caches[0]) == before
     stack.top.unpin(pinned)
     stack.top.unpin(stack.top.pin(second, ones(second)))
 
@@ -171,6 +172,26 @@ def test_rows_are_pinned_in_a_cache_of_exactly_their_number(log: BlockLog) -> No
         positions = stack.top.pin(keys, ones(keys))
         assert sorted(positions.tolist()) == list(range(200))
         stack.top.unpin(positions)
+
+
+def test_bytes_that_were_lent_are_free_and_come_back(log: BlockLog) -> None:
+    stack, keys = make_stack(log, 3000), numbered(0, 3000)
+    budget, ram = stack.budget, stack.caches[0]
+    assert budget is not None
+    stack.top.write(rows_of(keys, 1))
+    stack.top.flush()  # what leaves need not be written
+    limit = ram.limit
+    budget.hold("somebody else", budget.free - 20_000)
+    for _ in range(3):
+        assert stack.top.lend(468 * ram.bytes_per_position) and budget.free >= 30_000
+        budget.hold("borrower", 468 * ram.bytes_per_position)
+        assert ram.limit < limit and stack.top.check() == []
+        budget.hold("borrower", 0)
+        stack.top.take_back()
+        assert ram.limit == limit and budget.used <= budget.total
+        assert stack.top.check() == []
+    ram.pin(np.arange(5))
+    assert not stack.top.lend(468 * ram.bytes_per_position) and ram.limit == limit
 
 
 def test_a_budget_too_small_for_the_tiers_is_refused_at_once(log: BlockLog) -> None:
@@ -198,7 +219,7 @@ def test_a_lookup_that_fails_leaves_no_pin_and_no_half_admitted_row(
             stack.top.pin(batch, ones(batch))
         top = stack.caches[0]
         assert top.pinned == 0 and top.check() == []
-        held = top.keys_held()
+        held = top.keys_at(top.occupied())
         assert 0 < len(held) < len(batch) and not np.isin(held, keys[2 * ROWS :]).any()
         np.testing.assert_array_equal(
             top.peek(held)[0].values, rows_of(held, 1).values
@@ -331,6 +352,6 @@ def test_what_is_evicted_depends_on_the_batches_alone(log: BlockLog) -> None:
         for _ in range(30):
             keys = rng.permutation(numbered(0, 300))[:60]
             stack.top.unpin(stack.top.pin(keys, ones(keys)))
-        return copy.copy(stack.caches[0].keys_held().tolist())
+        return copy.copy(stack.caches[0].keys_at(stack.caches[0].occupied()).tolist())
 
     assert run(log) == run(log)

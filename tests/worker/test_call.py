@@ -11,7 +11,7 @@ import torch
 import ps
 import worker
 from ps.store import Store
-from worker.call import Call, stage
+from worker.call import Call, ask, stage
 
 
 @pytest.fixture(scope="module")
@@ -62,11 +62,11 @@ def test_calls_staged_together_share_one_working_set(store: Store) -> None:
     ads, users = worker.EmbeddingBag(store, "ads"), worker.EmbeddingBag(store, "users")
     one, other = torch.tensor([[3, 4, 3]]), torch.tensor([[4, 5]])
     calls = [Call.of(ads, one), Call.of(users, other), Call.of(ads, other)]
-    staged = stage(store, calls)
+    staged = stage(store, calls, ask(store, calls))
     working_set = staged[0].working_set
     assert all(each.working_set is working_set for each in staged)
     assert working_set.parts["ads"].keys.tolist() == [3, 4, 5]
     assert working_set.parts["ads"].counts.tolist() == [2, 2, 1]
     assert working_set.parts["users"].keys.tolist() == [4, 5]
     assert [each.inverses[0].tolist() for each in staged] == [[0, 1, 0], [0, 1], [1, 2]]
-    assert stage(store, []) == []
+    assert stage(store, [], {}) == []

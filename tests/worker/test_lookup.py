@@ -15,6 +15,7 @@ import ps
 import worker
 from ps.store import Store
 from storage.array import FloatArray
+from tests.storage.digesting import digest
 from worker.lookup import anchor
 
 TABLE = ps.Table("ads", dim=6, optimizer=ps.Adagrad(lr=0.5), init=ps.Normal(0.5))
@@ -40,7 +41,7 @@ def train(store: Store, batches: int, *, mode: str = "sum", seed: int = 0) -> li
 @contextmanager
 def unchanged(store: Store) -> Iterator[None]:
     def everything() -> Any:
-        caches = [cache.digest() for stack in store.stacks.values() for cache in stack.caches]
+        caches = [digest(cache) for stack in store.stacks.values() for cache in stack.caches]
         return caches, store.stats()
 
     store.settle()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import ps
 import worker
 from ps.store import Store
 from storage.cache import CacheTier
+from storage.due import NEEDED
 from storage.errors import ClosedError, ConfigError, KeyRangeError, WorkingSetError
 
 DIM = 6
@@ -41,7 +43,8 @@ class Run:
     """A model over a store of its own."""
 
     def __init__(self, path: Path, *, ram: str = SMALL, hbm: str | None = None) -> None:
-        self.store = ps.open(path, [TABLE], ram=ram, hbm=hbm, threads=1)
+        # With lru what is pinned, used lately, makes no difference to who leaves.
+        self.store = ps.open(path, [TABLE], ram=ram, hbm=hbm, threads=1, policy="lru")
         self.bag = worker.EmbeddingBag(self.store, "ads")
         self.sparse = worker.SparseOptimizer(self.store)
         self.losses: list[float] = []
@@ -52,8 +55,9 @@ class Run:
     def __exit__(self, *_: object) -> None:
         self.store.abandon()
 
-    def batches(self, loader: Any, depth: int) -> Iterator[Batch]:
-        return worker.prefetch(loader, lambda batch: {self.bag: [batch]}, depth=depth)
+    def batches(self, loader: Any, depth: int, lookahead: int | None = None) -> Iterator[Batch]:
+        keys: Callable[[Batch], Any] = lambda batch: {self.bag: [batch]}  # noqa: E731
+        return worker.prefetch(loader, keys, depth=depth, lookahead=lookahead)
 
     def backward(self, batch: Batch) -> None:
         loss = self.bag(*batch).square().mean()
@@ -68,6 +72,9 @@ class Run:
         self.store.settle()
         assert self.store.stacks["ads"].top.pinned == 0
         assert not self.store.prefetching
+        stack = self.store.stacks["ads"]
+        assert stack.hierarchy.ahead is None and not (stack.top._pins & NEEDED).any()
+        assert stack.budget.parts.get("look-ahead", 0) == 0
         assert not self.store.staged
         assert not [t for t in threading.enumerate() if t.name == "terrace-prefetch"]
         assert self.store.check() == []
@@ -440,6 +447,155 @@ def test_and_the_same_check_breaks_a_version_without_pins(
     monkeypatch.setattr(CacheTier, "unpin", lambda self, positions: None)
     # Twelve batches are more than the tier holds: the running one's rows are evicted under it.
     assert not agrees_with_the_oracle(tmp_path, 12, read_ahead=12)
+
+
+# -- look-ahead ------------------------------------------------------------------------------------
+
+AHEAD = pytest.mark.parametrize(("depth", "lookahead"), [(0, 6), (2, 6), (2, 40)])
+
+
+@pytest.mark.parametrize("hbm", [None, "32KiB"])
+def test_with_look_ahead_fewer_rows_are_read_and_results_stay(
+    tmp_path: Path, hbm: str | None
+) -> None:
+    found = {}
+    for lookahead in (2, 8):
+        with Run(tmp_path / str(lookahead), ram="700KiB" if hbm else SMALL, hbm=hbm) as run:
+            for batch in run.batches(make_batches(80), 2, lookahead):
+                run.step(batch)
+            run.assert_clean()
+            found[lookahead] = (run.losses, run.store.digest()), run.tiers
+    assert found[2][0] == found[8][0]
+    assert found[8][1][0]["key_hits"] > found[2][1][0]["key_hits"]
+    if hbm is None:
+        assert found[8][1][-1]["rows_read"] < found[2][1][-1]["rows_read"]
+
+
+def test_what_is_known_depends_on_batches_and_not_on_time(tmp_path: Path) -> None:
+    """At one distance beyond the batch that is staged, no depth makes a difference."""
+    found = []
+    for depth in (0, 1, 3):
+        with Run(tmp_path / str(depth)) as run:
+            for batch in run.batches(make_batches(60), depth, depth + 5):
+                run.step(batch)
+            run.assert_clean()
+            found.append((run.losses, run.tiers, run.store.digest()))
+    assert found[0][1][0]["evicted"] > 500
+    assert all(one == found[0] for one in found)
+
+
+@pytest.mark.parametrize("lookahead", [0, 1, 6, 40])
+def test_every_use_is_a_hit_a_miss_or_first_seen_exactly_once(
+    tmp_path: Path, lookahead: int
+) -> None:
+    batches = make_batches(60)
+    with Run(tmp_path) as run:
+        for batch in run.batches(batches, 0, lookahead):
+            run.step(batch)
+        report = run.store.stats()["tables"]["ads"]
+        top, ssd = report["tiers"]
+        unique = [set(ids.tolist()) for ids, _ in batches]
+        assert top["keys"] == sum(map(len, unique))
+        assert top["accesses"] == sum(len(ids) for ids, _ in batches)
+        assert ssd["keys"] == top["keys"] - top["key_hits"]
+        assert ssd["accesses"] == top["accesses"] - top["access_hits"]
+        assert report["first_seen"]["keys"] == ssd["keys"] - ssd["key_hits"]
+        assert report["first_seen"]["keys"] == len(set().union(*unique))
+        assert ssd["rows_read"] >= ssd["key_hits"] > 0
+
+
+@AHEAD
+@pytest.mark.parametrize("end", ["break", "exception", "loader", "all"])
+def test_however_the_loop_ends_no_row_is_kept(
+    run: Run, depth: int, lookahead: int, end: str
+) -> None:
+    def loader() -> Iterator[Batch]:
+        yield from make_batches(12)
+        if end == "loader":
+            raise LoopError
+
+    def loop() -> None:
+        for i, batch in enumerate(run.batches(loader(), depth, lookahead)):
+            with run.store.planner:
+                assert run.store.stacks["ads"].top.check() == []
+            run.step(batch)
+            if i == 5 and end == "break":
+                return
+            if i == 5 and end == "exception":
+                raise LoopError
+
+    if end in ("exception", "loader"):
+        with pytest.raises(LoopError):
+            loop()
+    else:
+        loop()
+    if end in ("loader", "all"):
+        assert len(run.losses) == 12
+    run.assert_clean()
+
+
+def test_the_cache_has_its_memory_back_after_each_loop(tmp_path: Path) -> None:
+    with Run(tmp_path, ram="4MiB") as run:
+        top, budget = run.store.stacks["ads"].top, run.store.stacks["ads"].budget
+        limit = top.limit
+        for _ in range(3):
+            for batch in run.batches(make_batches(10), 1, 8):
+                run.step(batch)
+                assert top.limit <= limit and budget.parts["look-ahead"] > 4 * limit
+                assert budget.peak <= budget.total
+            run.assert_clean()
+            assert top.limit == limit
+
+
+@pytest.mark.parametrize(("depth", "lookahead"), [(0, 1), (1, 16), (16, 17)])
+def test_little_ram_shrinks_depth_and_look_ahead_before_a_batch_is_refused(
+    tmp_path: Path, depth: int, lookahead: int
+) -> None:
+    def loop(path: Path, large: int, depth: int, lookahead: int) -> tuple[list[float], int]:
+        rng = np.random.default_rng(0)
+        # First small ones, so that look-ahead begins; then one that needs every position there is.
+        sizes = [50] * 6 + [large, large // 2] + [50] * 6 + [large]
+        ids = [torch.from_numpy(rng.choice(1100, size, replace=False)) for size in sizes]
+        with Run(path) as run:
+            for batch in run.batches(
+                [(some, torch.tensor([0, 20])) for some in ids], depth, lookahead
+            ):
+                run.step(batch)
+            run.assert_clean()
+            return run.losses, run.store.digest()
+
+    for large in range(1060, 0, -5):
+        with suppress(WorkingSetError):
+            expected = loop(tmp_path / f"plain{large}", large, 0, 0)
+            break
+    assert loop(tmp_path / "ahead", large, depth, lookahead) == expected
+
+
+def test_rows_pinned_from_before_leave_the_loop_without_look_ahead(run: Run) -> None:
+    run.backward(make_batches(1)[0])  # a gradient that waits
+    for batch in run.batches(make_batches(5), 1, 4):
+        assert run.store.stacks["ads"].hierarchy.ahead is None
+        run.bag(*batch)
+    run.sparse.zero_grad()
+    run.assert_clean()
+
+
+@AHEAD
+def test_batches_that_were_not_announced_are_staged_between(
+    run: Run, depth: int, lookahead: int
+) -> None:
+    other = make_batches(12, seed=9, most=60)
+    for batch, more in zip(run.batches(make_batches(12), depth, lookahead), other, strict=True):
+        (run.bag(*batch).square().mean() + run.bag(*more).square().mean()).backward()
+        run.sparse.step()
+        with run.store.planner:
+            assert run.store.stacks["ads"].top.check() == []
+    run.assert_clean()
+
+
+def test_a_look_ahead_below_the_depth_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"lookahead.*3.*got 2"):
+        worker.prefetch([], lambda batch: {}, depth=3, lookahead=2)
 
 
 def test_stores_are_prefetched_side_by_side(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import torch
 
 import ps
 from storage.errors import ConfigError, NonFiniteError
+from tests.storage.digesting import digest
 from worker.data import open_dataset
 from worker.data.dataset import Dataset
 from worker.recommender import PRESETS, Recommender, preset
@@ -96,9 +97,9 @@ def test_evaluation_changes_nothing(tmp_path: Path) -> None:
         trainer.train()
         stack = store.stacks["t"]
         store.settle()
-        before = (stack.top.digest(), stack.report())
+        before = (digest(stack.top), stack.report())
         assert trainer.evaluate() == trainer.evaluate()
-        assert (stack.top.digest(), stack.report()["first_seen"]) == (
+        assert (digest(stack.top), stack.report()["first_seen"]) == (
             before[0], before[1]["first_seen"],
         )  # fmt: skip
         for after, was in zip(stack.report()["tiers"], before[1]["tiers"], strict=True):
