@@ -19,6 +19,7 @@ import ps
 import worker
 from ps.store import Store
 from storage.errors import ClosedError, ConfigError, KeyRangeError, MismatchError, WorkingSetError
+from tests.storage.digesting import digest
 
 ROWS, DIM = 20, 5
 FIXED = ps.Table("fixed", dim=DIM, optimizer=ps.SGD(lr=1.0), rows=ROWS)
@@ -137,14 +138,14 @@ def test_an_id_of_an_unbounded_table_can_be_its_padding(store: Store) -> None:
 def test_an_id_outside_a_fixed_table_changes_nothing(store: Store, bad: int) -> None:
     filled(store, 0)
     store.settle()
-    digest = store.digest()
+    content = store.digest()
     before = [digest(stack.top) for stack in store.stacks.values()], store.stats()
     bag = worker.EmbeddingBag(store, "fixed")
     for mode in (bag.train(), bag.eval()):
         with pytest.raises(KeyRangeError, match=f"'fixed'.*{bad}"):
             mode(torch.tensor([[1, bad]]))
     assert ([digest(stack.top) for stack in store.stacks.values()], store.stats()) == before
-    assert store.digest() == digest
+    assert store.digest() == content
 
 
 def test_two_modules_on_one_table_make_one_merged_step(store: Store) -> None:
