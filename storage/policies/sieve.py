@@ -44,12 +44,18 @@ class Sieve(SieveArrays):
     @staticmethod
     @inlined
     def demote(state: Any, positions: Any) -> None:
-        """Next to leave, without a mark, the last of ``positions`` first: the hand starts there."""
+        """Next to leave, without a mark, the last of ``positions`` first: before the hand."""
         for i in range(positions.shape[0]):
-            state.hand[0] = 0
+            node = positions[i] + 1
+            if state.hand[0] == node:
+                state.hand[0] = state.links[node, BEFORE]
             state.marks[positions[i]] = 0
-            unlink(state.links, positions[i] + 1)
-            link(state.links, positions[i] + 1, state.links[0, BEFORE])
+            unlink(state.links, node)
+            if state.hand[0] == 0:
+                link(state.links, node, state.links[0, BEFORE])
+            else:
+                link(state.links, node, state.hand[0])
+                state.hand[0] = node
 
     @staticmethod
     @inlined
