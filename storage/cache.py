@@ -30,9 +30,10 @@ from storage.index import SLOT_BYTES, PositionIndex, slots_for
 from storage.policy import Policy, layout_of, make_policy
 from storage.rows import Counts, Keys, Positions, Rows
 from storage.stats import TierStats
+from storage.vacancies import Vacancies
 
-# Beside row, index and policy a position costs its key, step, pins, dirty mark and place in _free.
-_MARK_BYTES = 8 + 4 + 2 + 1 + 4
+# Beside row, index and policy a position costs its key, step, pins and dirty mark.
+_MARK_BYTES = 8 + 4 + 2 + 1
 _MOVE = 4096
 _REHASH, _FULLEST = 0.8, 0.85
 
@@ -78,19 +79,19 @@ class CacheTier:
         self.array = array
         self.limit = capacity
         self.stats = TierStats()
-        kinds = (np.uint32, np.uint8, np.uint16, np.uint64, np.int32)
+        kinds = (np.uint32, np.uint8, np.uint16, np.uint64)
         self._marks = [Region(capacity, kind) for kind in kinds]
-        self.steps, self.dirty, self._pins, self._keys, self._free = (m.array for m in self._marks)
+        self.steps, self.dirty, self._pins, self._keys = (mark.array for mark in self._marks)
         self._pinned = 0
         self.dues = Dues(self._pins)
         self._index = PositionIndex(self._keys)
         self.policy = make_policy(policy, capacity, self._keys)
         self._layout = self.policy.layout
-        self._free_count = 0
+        self._vacancies = Vacancies(self.steps)
         self._fresh = 0
 
     def __len__(self) -> int:
-        return self._fresh - self._free_count
+        return self._fresh - len(self._vacancies)
 
     @property
     def overhead_bytes(self) -> int:
@@ -205,7 +206,7 @@ class CacheTier:
         known = self._index.find(keys)
         self.policy.expect(keys[known < 0])
         known = known[known >= 0]
-        room = self._free_count + self.limit - self._fresh
+        room = len(self._vacancies) + self.limit - self._fresh
         self.pin(known)
         evicted = self.evict(max(0, len(keys) - len(known) - room))
         self.unpin(known)
@@ -294,7 +295,7 @@ class CacheTier:
         wrong = []
         if not np.array_equal(held, self.occupied()):
             wrong.append(f"{self.name}: index has {len(held)} rows, positions say {len(self)}")
-        if len(np.unique(self._free[: self._free_count])) != self._free_count:
+        if np.count_nonzero(self._occupancy()) != len(self):
             wrong.append(f"{self.name}: a position is free twice")
         if not np.array_equal(self._index.find(self._keys[held]), held):
             wrong.append(f"{self.name}: a key is not found at its own position")
@@ -341,15 +342,13 @@ class CacheTier:
 
     def _claim(self, count: int) -> tuple[Positions, Rows]:
         """Up to ``count`` free positions, evicting as needed, and what was evicted."""
-        recycled = self._free[max(0, self._free_count - count) : self._free_count][::-1]
-        recycled = recycled.astype(np.int64)
-        self._free_count -= len(recycled)
+        recycled = self._vacancies.pop(count)
         unused = min(count - len(recycled), self.limit - self._fresh)
         fresh = np.arange(self._fresh, self._fresh + unused)
         self._fresh += unused
         victims = self._victims(count - len(recycled) - unused)
         evicted = self._evict(victims)
-        self._free_count -= len(victims)
+        self._vacancies.pop(len(victims))  # the same ones
         return np.concatenate((recycled, fresh, victims)), evicted
 
     def _victims(self, count: int) -> Positions:
@@ -372,8 +371,7 @@ class CacheTier:
         self._index.erase(positions)
         self.dirty[positions] = 0
         self.dues.clear(positions)
-        self._free[self._free_count : self._free_count + len(positions)] = positions
-        self._free_count += len(positions)
+        self._vacancies.push(positions)
 
     def _move(self, sources: Positions, targets: Positions) -> None:
         rows = self.rows_at(sources)
@@ -387,14 +385,12 @@ class CacheTier:
         self._index.insert(rows.keys, targets)
 
     def _occupancy(self) -> NDArray[np.bool_]:
-        """(fresh,) bool: which of the positions used so far hold a key. A byte each, no more."""
-        held = np.ones(self._fresh, np.bool_)
-        held[self._free[: self._free_count]] = False
-        return held
+        """(fresh,) bool: which of the positions used so far hold a key."""
+        return self._vacancies.occupied(self._fresh)
 
     def _refree(self, held: NDArray[np.bool_]) -> None:
         """Make the free stack anew, lowest position first to be used."""
         highest = len(held) - int(held[::-1].argmax()) if held.any() else 0
-        free = np.flatnonzero(~held[:highest])[::-1]
-        self._fresh, self._free_count = highest, len(free)
-        self._free[: len(free)] = free
+        self._fresh = highest
+        self._vacancies.clear()
+        self._vacancies.push(np.flatnonzero(~held[:highest])[::-1])
