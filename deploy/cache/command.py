@@ -174,11 +174,14 @@ def _sizes(request: Request, distinct: int, count: int = 13) -> tuple[int, ...]:
 
 
 def _curve(trace: Trace, request: Request, meter: Any) -> tuple[int, list[Result]]:
+    import numpy as np
+
     from deploy.cache.curve import measure, results_of
     from storage.reuse import MissRatioCurve
 
-    began = time.perf_counter()
     curve = MissRatioCurve(most_keys=request.shards)
+    curve.add(np.empty(0, np.uint64))  # compiles
+    began = time.perf_counter()
     measure(trace, curve, batch=request.batch, watch=meter)
     distinct = max(1, round(curve.distinct_estimate))
     sizes = _sizes(request, distinct, 40)
