@@ -35,7 +35,7 @@ from storage.vacancies import Vacancies
 # Beside row, index and policy a position costs its key, step, pins and dirty mark.
 _MARK_BYTES = 8 + 4 + 2 + 1
 _MOVE = 4096
-_REHASH, _FULLEST = 0.8, 0.85
+_REHASH = 0.8
 
 
 def overhead_bytes(capacity: int, policy: str = "lru") -> int:
@@ -61,8 +61,8 @@ class CacheTier:
     """``capacity`` rows in ``array``; see the module's docstring.
 
     steps: (C,) uint32 and dirty: (C,) uint8 by position, written by the kernels that apply
-    gradients to pinned rows. ``limit``: positions in use, C until `shrink`. policy: a name, or one
-    that is set up for as many positions.
+    gradients to pinned rows. ``limit``: positions in use, C until `shrink`. ``lent``: those of the
+    others that `expand` will use again. policy: a name, or one that is set up for C positions.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class CacheTier:
         self.name = name
         self.width = width
         self.array = array
-        self.limit = capacity
+        self.limit, self.lent = capacity, 0
         self.stats = TierStats()
         kinds = (np.uint32, np.uint8, np.uint16, np.uint64)
         self._marks = [Region(capacity, kind) for kind in kinds]
@@ -87,7 +87,7 @@ class CacheTier:
         self._index = PositionIndex(self._keys)
         self.policy = make_policy(policy, capacity, self._keys)
         self._layout = self.policy.layout
-        self._vacancies = Vacancies(self.steps)
+        self._vacancies = Vacancies(self._keys)
         self._fresh = 0
 
     def __len__(self) -> int:
@@ -279,15 +279,14 @@ class CacheTier:
             region.release(limit)
         self.dues.release(limit)
         self.policy.resize(limit)
-        if slots_for(limit) < _REHASH * len(self._index.slots):
-            self._index.resize(limit, np.flatnonzero(held))
+        indexed = limit + self.lent
+        if slots_for(indexed) < _REHASH * len(self._index.slots):
+            self._index.resize(indexed, np.flatnonzero(held))
 
-    def expand(self, positions: int) -> int:
-        """Use so many positions again that were given up by `shrink`: how many it is."""
-        most = min(len(self._keys), int(_FULLEST * len(self._index.slots)))
-        before, self.limit = self.limit, max(self.limit, min(self.limit + positions, most))
+    def expand(self) -> None:
+        """Use the ``lent`` positions again."""
+        self.limit, self.lent = self.limit + self.lent, 0
         self.policy.resize(self.limit)
-        return self.limit - before
 
     def check(self) -> list[str]:
         """Broken invariants of index, policy, pins and free positions."""

@@ -75,7 +75,7 @@ class Hierarchy:
         self.stats = top.stats
         self.first_seen = FirstSeen()
         self.ahead: LookAhead | None = None
-        self._lent = self._limit_then = 0
+        self._lent = 0
         self._budget = budget
         self._shape = shape
         self._fresh = fresh
@@ -146,22 +146,23 @@ class Hierarchy:
         False when rows are pinned, or what would leave cannot be written below.
         """
         assert self._budget is not None and self._lent == 0, "lent twice"
-        top, before = self.top, self.top.limit
+        top = self.top
         short = size - max(0, self._budget.free - self._reserve)
         positions = max(0, -(-short // top.bytes_per_position))
         if top.pinned or 2 * positions > top.limit:
             return False
+        top.lent = positions
         try:
             self._shrink(top.limit - positions, 1)
         except (DiskFullError, WorkingSetError):
+            top.lent = 0
             return False
-        self._lent, self._limit_then = size, before
+        self._lent = size
         return True
 
     def take_back(self) -> None:
-        """The bytes of `lend` are free again: use the positions that were given up since then."""
-        fit = self._lent // self.top.bytes_per_position
-        self.top.expand(min(self._limit_then - self.top.limit, fit))
+        """The bytes of `lend` are free again: use the positions that were given up for them."""
+        self.top.expand()
         self._lent = 0
         self._account()
 

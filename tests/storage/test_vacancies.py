@@ -14,7 +14,7 @@ SIZE = 20
 @given(st.lists(st.one_of(st.integers(0, 9), st.sets(st.integers(0, SIZE - 1)), st.none())))
 def test_it_is_a_stack(does: list[int | set[int] | None]) -> None:
     """Numbers take so many, sets give those that are not free back, None clears."""
-    vacancies, stack = Vacancies(np.zeros(SIZE, np.uint32)), list[int]()
+    vacancies, stack = Vacancies(np.zeros(SIZE, np.uint64)), list[int]()
     for one in does:
         if one is None:
             vacancies.clear()
