@@ -310,7 +310,7 @@ def test_whatever_is_known_ahead_no_row_is_lost_and_none_leaves_while_pinned(pol
     run_state_machine_as_test(
         type("Machine", (AheadMachine,), {"policy": policy}),
         settings=hypothesis.settings(
-            max_examples=25 if policy == "lru" else 5, stateful_step_count=40, deadline=None, derandomize=True,
-            suppress_health_check=list(hypothesis.HealthCheck),
+            max_examples=25 if policy == "lru" else 5, stateful_step_count=40, deadline=None,
+            derandomize=True, suppress_health_check=list(hypothesis.HealthCheck),
         ),
     )  # fmt: skip
