@@ -250,7 +250,7 @@ def evicting_by(policy: str) -> type[CacheTier]:
 @pytest.mark.usefixtures("every_row_counts", "tiny_segments")
 @pytest.mark.parametrize("policy", POLICIES)
 def test_anything_a_store_does_agrees_with_a_dict_under_any_policy(policy: str) -> None:
-    run_machine((16, 50), evicting_by(policy), examples=6)
+    run_machine((16, 50), evicting_by(policy), examples=2)
 
 
 @pytest.mark.stress
