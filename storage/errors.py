@@ -11,6 +11,12 @@
     │   ├── MismatchError                 it was made with another table, optimizer or format
     │   ├── CorruptError                  a block's checksum or content is wrong
     │   └── DiskFullError                 no room for what has to be written
+    ├── ShardError                        something about a server that holds rows; names it
+    │   ├── UnavailableError              it did not answer, or somebody was not there, in time
+    │   ├── OverloadedError               it has too much to do; the same request may work later
+    │   ├── RefusedError                  it does not let this client in, or not this request
+    │   ├── FencedError                   a newer process of this client has taken its place
+    │   └── LostError                     it lost changes in a crash: all go back to a checkpoint
     └── ClosedError                       used after close()
 
 A message says what was expected, what came, where, and what to do, in one line.
@@ -68,6 +74,37 @@ class CorruptError(StoreError):
 
 class DiskFullError(StoreError):
     """No room on disk for what has to be written; what was promised durable is intact."""
+
+
+class ShardError(TerraceError):
+    """Something about a server that holds rows; the message names it."""
+
+
+class UnavailableError(ShardError):
+    """A shard did not answer in time, or waited for somebody who did not come."""
+
+
+class OverloadedError(ShardError):
+    """A shard has too much to do; nothing has changed and the same request may work later.
+
+    ``retry_seconds`` is when to try again.
+    """
+
+    def __init__(self, message: str, *, retry_seconds: float = 0.1) -> None:
+        super().__init__(message)
+        self.retry_seconds = retry_seconds
+
+
+class RefusedError(ShardError):
+    """A shard does not let this client in, or not with this request; no row has changed."""
+
+
+class FencedError(ShardError):
+    """A newer process of the same client has taken its place; this one's changes count no more."""
+
+
+class LostError(ShardError):
+    """A shard lost changes that it had applied; every worker has to go back to a checkpoint."""
 
 
 class ClosedError(TerraceError):

@@ -30,7 +30,7 @@ THIRD_PARTY = {
     "storage": STORAGE,
     "ps": PS,
     "worker": WORKER,
-    "deploy": PS | WORKER | {"matplotlib", "rich", "typer"},
+    "deploy": PS | WORKER | {"cryptography", "matplotlib", "rich", "typer"},
 }
 # Below worker, torch is a library of tensors.
 TENSORS_ONLY = ("storage", "ps")

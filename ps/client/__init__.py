@@ -1,0 +1,1 @@
+"""The worker's side: tables whose rows live on shards."""
