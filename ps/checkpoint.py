@@ -31,8 +31,14 @@ COUNTS = "__counts__"
 COUNTS_FACT = "counts"
 """The fact that says what is in the state number 0."""
 
+KEPT = 2
+"""Checkpoints that are kept."""
+
+SESSIONS_FACT, FENCES_FACT = "sessions", "fences"
+"""Facts of a shard: how far its clients had come at the last cut, and who may come."""
+
+Facts = Mapping[str, bytes | None]
 _CUT, _STATE = "cut", "state/"
-_KEPT = 2
 _PIECE = 1 << 24
 
 
@@ -101,21 +107,35 @@ class Checkpoints:
         cuts = [self.cut, *(cut_from(manifest) for manifest in self._manifests.values())]
         return [cut.blocks.get(table, 0) for cut in cuts]
 
-    def make_cut(self, cut: Cut, counts: Mapping[str, Any] | None = None) -> None:
+    def make_cut(
+        self, cut: Cut, counts: Mapping[str, Any] | None = None, notes: Facts | None = None
+    ) -> None:
         """Make the blocks below its ends count. Raises: DiskFullError.
 
         counts: of the doorkeepers, to be shown with it; None leaves those that were saved last.
+        notes: what else is committed with it.
         """
-        facts: dict[str, bytes | None] = {_CUT: json.dumps(cut.describe()).encode()}
+        facts = {**(notes or {}), _CUT: json.dumps(cut.describe()).encode()}
         if counts is not None:
             tree, tensors = pack_state({COUNTS: counts})
             facts |= self._without(0) | _pieces(0, tensors) | {COUNTS_FACT: tree.encode()}
         self._log.commit(facts)
         self._cut = cut
 
-    def go_back(self, cut: Cut) -> None:
-        """Make the newest checkpoint's cut the last; its counts too. Raises: DiskFullError."""
-        self._log.commit({_CUT: json.dumps(cut.describe()).encode(), **self._without_counts()})
+    def go_back(self, step: int, cut: Cut, notes: Facts | None = None) -> None:
+        """Make the newest checkpoint of this step, and its cut, the last. Raises: DiskFullError.
+
+        Its counts too; newer checkpoints are gone.
+        """
+        number = self._of_step(step)
+        newer = [other for other in self._manifests if other > number]
+        facts = {**(notes or {}), _CUT: json.dumps(cut.describe()).encode()}
+        for other in newer:
+            facts |= self._without(other)
+        self._log.commit(facts | self._without_counts())
+        self._manifests = {n: m for n, m in self._manifests.items() if n not in newer}
+        if newer:
+            self.lineage = Lineage(self._log)  # their numbers come again, under another token
         self._cut = cut
 
     def counts(self) -> dict[str, Any]:
@@ -130,19 +150,29 @@ class Checkpoints:
             return {}
         return dict(state.get(COUNTS, {}))
 
-    def add(self, step: int, cut: Cut, tree: str, tensors: bytes) -> None:
-        """A cut and a checkpoint of it; the one before last is given up. Raises: DiskFullError.
+    def add(
+        self,
+        step: int,
+        cut: Cut,
+        tree: str,
+        tensors: bytes,
+        *,
+        keep: int = KEPT,
+        notes: Facts | None = None,
+    ) -> None:
+        """A cut and a checkpoint of it; all but ``keep`` are given up. Raises: DiskFullError.
 
-        tree, tensors: of `ps.state.pack_state`.
+        tree, tensors: of `ps.state.pack_state`. notes: what else is committed with it.
         """
         number = 1 + self.number
         # There may be pieces of this number that a backup left which was killed.
         facts = self._without(number) | self._without_counts() | _pieces(number, tensors)
+        facts |= notes or {}
         facts |= self.lineage.facts_with(number)
         manifest = {"step": step, **cut.describe(), "state": tree}
         facts[_name(number)] = json.dumps(manifest).encode()
         facts[_CUT] = json.dumps(cut.describe()).encode()
-        old = list(self._manifests)[: 1 - _KEPT]
+        old = list(self._manifests)[: 1 - keep]
         for given_up in old:
             facts |= self._without(given_up)
         self._log.commit(facts)
@@ -170,8 +200,12 @@ class Checkpoints:
         for number in self._manifests:
             for name in self._log.names(_state(number)):
                 log.commit({name: self._log.fact(name)})
-        counts = [*self._log.names(COUNTS_FACT), *self._log.names(_state(0))]
-        log.commit({name: self._log.fact(name) for name in counts})
+        others = [
+            name
+            for kind in (COUNTS_FACT, _state(0), SESSIONS_FACT, FENCES_FACT)
+            for name in self._log.names(kind)
+        ]
+        log.commit({name: self._log.fact(name) for name in others})
         manifests = {
             _name(number): json.dumps(manifest | there(cut_from(manifest))).encode()
             for number, manifest in self._manifests.items()
@@ -198,14 +232,14 @@ class Checkpoints:
         facts[_CUT] = json.dumps(self.newest_cut.describe()).encode()
         return facts | {LINEAGE: self._log.fact(LINEAGE)}
 
-    def newest(self) -> tuple[int, Cut, dict[str, Any]] | None:
+    def newest(self, step: int | None = None) -> tuple[int, Cut, dict[str, Any]] | None:
         """Step, cut and the caller's state of the newest checkpoint; None without one.
 
-        Raises: CorruptError when the state cannot be read.
+        step: the newest of this step. Raises: CorruptError when the state cannot be read.
         """
-        if not self._manifests:
+        number = self._of_step(step)
+        if number not in self._manifests:
             return None
-        number = max(self._manifests)
         manifest = self._manifests[number]
         state = unpack_state(manifest["state"], self._state(number))
         return int(manifest["step"]), cut_from(manifest), state
@@ -228,6 +262,11 @@ class Checkpoints:
         """The state that `make_cut` packed; None when there is none newer than a checkpoint's."""
         tree = self._log.fact(COUNTS_FACT)
         return None if tree is None else unpack_state(tree.decode(), self._state(0))
+
+    def _of_step(self, step: int | None) -> int:
+        """The number of the newest checkpoint, of this step if it is given; 0 for none."""
+        found = [n for n, m in self._manifests.items() if step is None or m["step"] == step]
+        return max(found, default=0)
 
     def _numbers(self) -> list[int]:
         return [int(name.split("/")[1]) for name in self._log.names("checkpoint/")]

@@ -13,7 +13,6 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from types import TracebackType
 
 from storage.errors import (
@@ -31,12 +30,12 @@ _HARMLESS = (ConfigError, WorkingSetError, CorruptError, DiskFullError)
 
 
 class Planner:
-    """``with planner:`` is one owner's turn; reentrant. path: of the store, for messages.
+    """``with planner:`` is one owner's turn; reentrant. path: names the store in messages.
 
     closed: nobody gets a turn any more. failure: what stopped the store, or None.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: object) -> None:
         self.closed = False
         self.failure: BaseException | None = None
         self._path = path

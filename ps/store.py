@@ -7,9 +7,6 @@ A *cut* is one synced transaction that says which blocks count. A checkpoint is 
 and the caller's state; the last two are kept. Opening shows the last cut, `close` makes one, only
 `resume` goes back to a checkpoint. `ps.upkeep` makes the others.
 
-Between backward and step the gradients wait here: ``waiting`` has the records of each table, and
-``anchors`` the tensors through which autograd reaches them (see `worker.optimizer`).
-
 Threads: one lock, the planner's, guards all tiers; every method takes it. `stage` is called by one
 thread at a time (the prefetch thread, or the caller's own). What goes on beside
 is in `ps.upkeep`.
@@ -17,7 +14,6 @@ is in `ps.upkeep`.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
@@ -27,57 +23,44 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ps.checkpoint import COUNTS, Checkpoints, Cut
+from ps.checkpoint import COUNTS, KEPT, Checkpoints, Cut
 from ps.coming import Coming
 from ps.digest import rows_digest
 from ps.directory import StoreDirectory
 from ps.doorkeeper import Doorkeeper, doorkeepers
 from ps.ghost import Ghost
-from ps.observer import Observers
-from ps.planner import Planner
-from ps.pool import Pool
-from ps.record import Record
+from ps.record import Record, apply
 from ps.settings import Settings
 from ps.stack import Stack, make_stacks, sizes
 from ps.survey import Survey, idle
 from ps.table import Table
-from ps.upkeep import Upkeep
+from ps.tables import Tables
+from ps.upkeep import Notes, Upkeep
 from ps.workingset import Asked, Part, WorkingSet
 from storage.errors import ConfigError, StoreError
-from storage.keys import Deduper, as_keys, check_range
 from storage.log import BlockLog
 from storage.rows import Floats, Keys, Rows
 from storage.ssd import SsdTier
 
-_READ = 1 << 14
 
-
-class Store:
+class Store(Tables):
     """See the module's docstring; made by `ps.open`."""
+
+    coming: Coming
+    stacks: dict[str, Stack]
 
     def __init__(
         self, path: str | Path, tables: Sequence[Table] | None, settings: Settings
     ) -> None:
-        self.device = settings.device
-        self.pool = Pool(settings.threads)
-        self.tick = 0
-        self.waiting: dict[str, list[Record]] = {}
-        self.anchors: dict[str, torch.Tensor] = {}
-        self.staged: Sequence[Any] = ()
-        self.prefetching = False
-        self._released: deque[tuple[int, WorkingSet]] = deque()
-        self._deduper = Deduper()
         self._policy = settings.policy
-        self.observers = Observers()
         with ExitStack() as undo:
-            undo.callback(self.pool.close)
-            undo.callback(self.observers.close)
             directory = StoreDirectory(path, tables)
             undo.callback(directory.close)
             undo.push(lambda kind, *_: directory.discard() if kind else None)
             self.path = directory.path
-            self.planner = Planner(self.path)
-            self.tables = {table.name: table for table in directory.tables}
+            super().__init__(self.path, directory.tables, settings.device, settings.threads)
+            undo.callback(self.pool.close)
+            undo.callback(self.observers.close)
             self._log = BlockLog(self.path, list(self.tables), disk_bytes=settings.disk)
             undo.callback(self._log.close)
             checkpoints = Checkpoints(self._log)
@@ -94,32 +77,7 @@ class Store:
             self._survey = Survey(self.planner, self._upkeep.compactor, self.settle)
             self._resources = undo.pop_all()
 
-    def __enter__(self) -> Store:
-        return self
-
-    def __exit__(self, *raised: object) -> None:
-        self.close()
-
-    def __reduce__(self) -> str:
-        raise ConfigError(
-            "a store cannot be copied to another process; let DataLoader workers return ids, and "
-            "look rows up in the process that opened the store"
-        )
-
     # -- batches ---------------------------------------------------------------------------------
-
-    def stage(self, requests: Mapping[str, Sequence[Keys]]) -> WorkingSet:
-        """Make the rows of a batch resident and pinned: a `WorkingSet` that nobody holds yet.
-
-        requests: for each table the keys of one batch, (N,) uint64 each, duplicates welcome.
-        Raises: KeyRangeError; WorkingSetError and DiskFullError before anything has changed.
-        """
-        return self.stage_asked(self.ask(requests))
-
-    def ask(self, requests: Mapping[str, Sequence[Keys]]) -> Mapping[str, Asked]:
-        """The unique keys of a batch by table, to be staged later. Raises: KeyRangeError."""
-        with self.planner:
-            return {t: Asked.of(self._spec(t), k, self._deduper) for t, k in requests.items()}
 
     def stage_asked(self, asked: Mapping[str, Asked]) -> WorkingSet:
         """`stage` what `ask` returned, announced to ``coming`` or not."""
@@ -141,23 +99,6 @@ class Store:
             self.observers.staged(asked)
             return working_set
 
-    def settle(self, tick: int | None = None) -> None:
-        """Unpin what was released up to and including ``tick`` (None: all of it).
-
-        The prefetch stage gives the tick, so that what can be evicted depends on batches, not time.
-        """
-        with self.planner:
-            while self._released and (tick is None or self._released[0][0] <= tick):
-                self._unpin(self._released.popleft()[1].parts)
-
-    def end_prefetch(self) -> None:
-        """A prefetch loop is over: `settle`, unless the store was closed or has stopped."""
-        self.prefetching = False
-        if not self.planner.closed and self.planner.failure is None:
-            with self.planner:
-                self.settle()
-                self.coming.end()
-
     @property
     def crowded(self) -> bool:
         """True when a cache should shrink soon and pins stand in the way."""
@@ -166,18 +107,11 @@ class Store:
 
     # -- rows ------------------------------------------------------------------------------------
 
-    def read(self, table: str, keys: torch.Tensor | NDArray[Any]) -> Floats:
-        """Copy of the embeddings of ``keys``: (N, D) float32; an unseen key gets its initial value.
-
-        keys: (N,) integers, duplicates welcome. Nothing is inserted, counted, moved or evicted.
-        Raises: KeyRangeError; CorruptError.
-        """
-        wanted = self._keys(table, keys)
-        found = np.empty((len(wanted), self.tables[table].dim), np.float32)
-        for start in range(0, len(wanted), _READ):
-            piece = slice(start, start + _READ)
-            found[piece] = self._peek(table, wanted[piece])
-        return found
+    def apply(
+        self, table: str, records: Sequence[Record], *, lr: float, step: int, scale: float
+    ) -> int:
+        """See `Tables.apply`; rows change where they are."""
+        return apply(self.stacks[table], records, self.pool, lr=lr, step=step, scale=scale)
 
     def write(
         self, table: str, keys: torch.Tensor | NDArray[Any], embeddings: torch.Tensor | Floats
@@ -257,14 +191,40 @@ class Store:
 
     # -- durability ------------------------------------------------------------------------------
 
-    def checkpoint(self, step: int, state: Mapping[str, Any] | None = None) -> None:
+    def checkpoint(
+        self, step: int, state: Mapping[str, Any] | None = None, *, keep: int = KEPT
+    ) -> None:
         """Make everything up to now durable under ``step``, with the caller's state.
 
         state: a tree of dicts, lists, JSON values and tensors. Call it between steps. When it
-        returns, no crash can undo it; the one before last is given up. Raises: DiskFullError,
-        before anything has changed.
+        returns, no crash can undo it; all but ``keep`` are given up, the oldest first. Raises:
+        DiskFullError, before anything has changed.
         """
-        self._upkeep.checkpoint(step, state or {})
+        self._upkeep.checkpoint(step, state or {}, keep)
+
+    def fact(self, name: str) -> bytes | None:
+        """What was committed under this name. Raises: CorruptError."""
+        with self.planner:
+            return self._log.fact(name)
+
+    def commit(self, facts: Mapping[str, bytes | None]) -> None:
+        """Make these durable now, beside any cut. Raises: DiskFullError."""
+        with self.planner, self.planner.changing():
+            self._log.commit(facts)
+
+    def note(self, notes: Notes) -> None:
+        """From now on commit these with every cut."""
+        self._upkeep.notes = notes
+
+    def prepare(self, rows: Mapping[str, int]) -> None:
+        """See `Upkeep.prepare`."""
+        self._upkeep.prepare(rows)
+
+    def keep_checkpoints(self, count: int) -> None:
+        """Give up the oldest checkpoints until so many are left."""
+        with self.planner, self.planner.changing():
+            while len(self._upkeep.checkpoints.steps) > count:
+                self._upkeep.checkpoints.give_up_older()
 
     @property
     def wants_checkpoint(self) -> bool:
@@ -291,11 +251,12 @@ class Store:
         with self.planner:
             return self._upkeep.checkpoints.steps
 
-    def resume(self) -> tuple[int, dict[str, Any]]:
+    def resume(self, step: int | None = None) -> tuple[int, dict[str, Any]]:
         """Go back to the newest checkpoint: (its step, the caller's state then).
 
-        What came after it is gone for good, and figures start anew. Raises: StoreError when there
-        is no checkpoint, or a batch is in flight; CorruptError before anything has changed.
+        step: to the newest of this step. What came after it is gone for good, and figures start
+        anew. Raises: StoreError when there is no checkpoint, or a batch is in flight; CorruptError
+        before anything has changed.
         """
         with self._upkeep.standing_still(), self.planner:
             self.settle()
@@ -304,17 +265,18 @@ class Store:
                     f"{self.path}: resume: a batch is in flight; end the prefetch loop, drop its "
                     f"outputs and call zero_grad() of the SparseOptimizer"
                 )
-            newest = self._upkeep.checkpoints.newest()
+            newest = self._upkeep.checkpoints.newest(step)
             if newest is None:
                 raise StoreError(
-                    f"{self.path}: expected a checkpoint to resume from, found none; "
-                    f"start without resuming"
+                    f"{self.path}: expected a checkpoint "
+                    f"{'' if step is None else f'of step {step} '}"
+                    f"to resume from, found none; start without resuming"
                 )
-            step, cut, state = newest
+            found, cut, state = newest
             known = doorkeepers(self.tables.values(), state.pop(COUNTS, {}))
             with self.planner.changing():
-                self._rewind(cut, known)
-            return step, state
+                self._rewind(found, cut, known)
+            return found, state
 
     # -- figures and the end ---------------------------------------------------------------------
 
@@ -354,38 +316,20 @@ class Store:
 
     # -- private ---------------------------------------------------------------------------------
 
-    def _release(self, working_set: WorkingSet) -> None:
-        # From any thread, even while garbage is collected: an append takes no lock.
-        self._released.append((self.tick, working_set))
-
-    def _unpin(self, parts: Mapping[str, Part]) -> None:
-        for name, part in parts.items():
-            self.stacks[name].unpin(part.positions)
-
-    def _spec(self, table: str) -> Table:
-        if table not in self.tables:
-            raise ConfigError(f"table {table!r}: expected one of {sorted(self.tables)}")
-        return self.tables[table]
-
     def _stack(self, table: str) -> Stack:
         return self.stacks[self._spec(table).name]
 
-    def _keys(self, table: str, keys: torch.Tensor | NDArray[Any]) -> Keys:
-        spec, given = self._spec(table), as_keys(keys)
-        check_range(given, spec.rows, table)
-        return given
-
     def _peek(self, table: str, keys: Keys) -> Floats:
         with self.planner:
-            unique, inverse, _ = self._deduper.dedupe(keys)
-            rows, missing = self.stacks[table].hierarchy.peek(unique)
+            rows, missing = self.stacks[table].hierarchy.peek(keys)
         spec = self.tables[table]
-        rows.values[missing] = spec.fresh(unique[missing])
-        return rows.values[inverse, : spec.dim]
+        values: Floats = rows.values
+        values[missing] = spec.fresh(keys[missing])
+        return values[:, : spec.dim]
 
-    def _rewind(self, cut: Cut, known: Mapping[str, Doorkeeper]) -> None:
+    def _rewind(self, step: int, cut: Cut, known: Mapping[str, Doorkeeper]) -> None:
         self._log.wait()
-        self._upkeep.checkpoints.go_back(cut)
+        self._upkeep.go_back(step, cut)
         self.stacks = {}  # first, so that old and new caches never exist together
         self._upkeep.watch({})
         self._log.truncate_to(cut.blocks)

@@ -10,11 +10,11 @@ between steps. The order of locks is: steps, compaction, the planner's.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
-from ps.checkpoint import COUNTS, Checkpoints, Cut
+from ps.checkpoint import COUNTS, KEPT, Checkpoints, Cut, Facts
 from ps.compactor import Compactor
 from ps.cutter import Cutter
 from ps.doorkeeper import Doorkeeper
@@ -28,8 +28,16 @@ from storage.log import BlockLog
 from storage.pages import page_damage
 
 
+class Notes(Protocol):
+    """What somebody else wants to have committed with every cut, in its transaction."""
+
+    def facts(self) -> tuple[Facts, Callable[[], None]]:
+        """The facts as of now, between steps; and what to call once they are durable."""
+        ...
+
+
 class Upkeep:
-    """See the module's docstring; of one store."""
+    """See the module's docstring; of one store. notes: committed with every cut."""
 
     def __init__(
         self, log: BlockLog, planner: Planner, checkpoints: Checkpoints, settings: Settings
@@ -39,6 +47,7 @@ class Upkeep:
         self._planner = planner
         self._strict = settings.durability == "strict"
         self._steps = threading.RLock()
+        self.notes: Notes | None = None
         self._stacks: Mapping[str, Stack] = {}
         self.compactor = Compactor(
             planner,
@@ -97,7 +106,7 @@ class Upkeep:
         with self._steps:
             self._cut(None)
 
-    def checkpoint(self, step: int, state: Mapping[str, Any]) -> None:
+    def checkpoint(self, step: int, state: Mapping[str, Any], keep: int = KEPT) -> None:
         """A cut, with step and state. Raises: DiskFullError, before anything has changed."""
         if COUNTS in state:
             raise ConfigError(f"checkpoint: expected a state without the name {COUNTS!r}, got one")
@@ -107,7 +116,9 @@ class Upkeep:
         self.space.prepare_checkpoint(len(tree) + len(tensors))
         with self._steps, self._planner, self._planner.changing():
             self._flush()
-            self.checkpoints.add(int(step), self._cut_here(), tree, tensors)
+            with self._noted() as notes:
+                cut = self._cut_here()
+                self.checkpoints.add(int(step), cut, tree, tensors, keep=keep, notes=notes)
             self._saved()
         self.compactor.wake()
 
@@ -129,10 +140,26 @@ class Upkeep:
     def _cut(self, counts: Mapping[str, Any] | None) -> None:
         with self._planner, self._planner.changing():
             self._flush()
-            self.checkpoints.make_cut(self._cut_here(), counts)
+            with self._noted() as notes:
+                self.checkpoints.make_cut(self._cut_here(), counts, notes)
             if counts is not None:
                 self._saved()
         self.compactor.wake()
+
+    def go_back(self, step: int, cut: Cut) -> None:
+        """Make a checkpoint's cut the last. In the planner's turn. Raises: DiskFullError."""
+        with self._noted() as notes:
+            self.checkpoints.go_back(step, cut, notes)
+
+    @contextmanager
+    def _noted(self) -> Iterator[Facts | None]:
+        """What is to be committed with a cut; at the end it is."""
+        if self.notes is None:
+            yield None
+            return
+        facts, kept = self.notes.facts()
+        yield facts
+        kept()
 
     def _doorkeepers(self) -> list[Doorkeeper]:
         return [s.doorkeeper for s in self._stacks.values() if s.doorkeeper is not None]

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ps.store import Store
+from ps.tables import Tables
 from storage.errors import ConfigError, MismatchError
 from worker.call import Call, Caller, Staged, ask, stage
 from worker.input import Bags, bags_of
@@ -28,7 +28,7 @@ class EmbeddingBag(nn.Module):
 
     def __init__(
         self,
-        store: Store,
+        store: Tables,
         table: str,
         *,
         mode: str = "sum",

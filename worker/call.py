@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ps.store import Store
+from ps.tables import Tables
 from ps.workingset import Asked, WorkingSet
 from worker.input import Bags
 
@@ -23,7 +23,7 @@ from worker.input import Bags
 class Caller(Protocol):
     """A module that looks rows up in a store."""
 
-    store: Store
+    store: Tables
 
     def prepare(self, *arguments: Any) -> Sequence[tuple[str, Bags]]:
         """The table and the bags of each lookup that calling it with ``arguments`` makes."""
@@ -62,7 +62,7 @@ class Staged:
     inverses: Sequence[NDArray[Any]]
 
 
-def ask(store: Store, calls: Sequence[Call]) -> Mapping[str, Asked]:
+def ask(store: Tables, calls: Sequence[Call]) -> Mapping[str, Asked]:
     """What several calls ask of the store as one batch. Raises: KeyRangeError."""
     requests: dict[str, list[Any]] = {}
     for call in calls:
@@ -71,7 +71,7 @@ def ask(store: Store, calls: Sequence[Call]) -> Mapping[str, Asked]:
     return store.ask(requests)
 
 
-def stage(store: Store, calls: Sequence[Call], asked: Mapping[str, Asked]) -> list[Staged]:
+def stage(store: Tables, calls: Sequence[Call], asked: Mapping[str, Asked]) -> list[Staged]:
     """Make the rows of several calls resident as one working set, which nobody holds yet."""
     working_set = store.stage_asked(asked)
     inverses = {table: iter(part.inverses) for table, part in working_set.parts.items()}

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ps.store import Store
+from ps.tables import Tables
 from storage.errors import ConfigError, MismatchError
 from storage.keys import as_keys
 from storage.rows import Floats
@@ -100,7 +100,7 @@ class EmbeddingBagCollection(nn.Module):
     Threads: the one that trains. Raises: ConfigError for an unknown table or mode.
     """
 
-    def __init__(self, store: Store, features: Mapping[str, str], *, mode: str = "sum") -> None:
+    def __init__(self, store: Tables, features: Mapping[str, str], *, mode: str = "sum") -> None:
         super().__init__()
         check_mode(mode)
         unknown = sorted(set(features.values()) - set(store.tables))

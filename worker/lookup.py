@@ -21,7 +21,7 @@ from torch.autograd.function import once_differentiable
 
 from ps.gradient import all_finite
 from ps.record import Record
-from ps.store import Store
+from ps.tables import Tables
 from ps.workingset import Hold, Part
 from storage.array import FloatArray
 from storage.errors import ConfigError
@@ -38,7 +38,7 @@ _KERNELS: dict[str, Callable[..., Any]] = {"sum": pool_sum, "mean": pool_mean, "
 class Use:
     """What one forward pass leaves for its backward."""
 
-    store: Store
+    store: Tables
     table: str
     mode: str
     bags: Bags
@@ -54,7 +54,7 @@ class Use:
         return self.part.positions[self.inverse]
 
 
-def anchor(store: Store, table: str) -> Tensor:
+def anchor(store: Tables, table: str) -> Tensor:
     """The tensor through which autograd reaches a table; its grad counts backward passes.
 
     A leaf without meaning of its own, no parameter of any module. Backward adds 1 to its grad, or
@@ -74,7 +74,7 @@ def pooled(use: Use, per_sample_weights: Tensor | None) -> Tensor:
     return out
 
 
-def evaluated(store: Store, table: str, mode: str, bags: Bags, weights: Floats) -> Tensor:
+def evaluated(store: Tables, table: str, mode: str, bags: Bags, weights: Floats) -> Tensor:
     """The same figures from copies of the rows: nothing is inserted, counted, moved or evicted."""
     pieces = []
     for begin, end in _pieces(bags.starts):
@@ -129,7 +129,7 @@ def _pool_host(
     starts: NDArray[np.int64],
     weights: Floats,
     mode: str,
-    store: Store,
+    store: Tables,
 ) -> tuple[Tensor, NDArray[np.int32] | None]:
     out = np.empty((len(starts) - 1, rows.shape[1]), np.float32)
     argmax = np.empty(out.shape, np.int32) if mode == "max" else None

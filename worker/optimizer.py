@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ps.record import Record, apply, condensed
-from ps.store import Store
+from ps.record import Record, condensed
+from ps.tables import Tables
 from storage.errors import ConfigError, MismatchError, NonFiniteError
 from worker.lookup import anchor
 
@@ -31,7 +31,7 @@ class SparseOptimizer(torch.optim.Optimizer):
     Threads: the thread that trains.
     """
 
-    def __init__(self, store: Store, *, lr: float | None = None, on_nan: str = "stop") -> None:
+    def __init__(self, store: Tables, *, lr: float | None = None, on_nan: str = "stop") -> None:
         if on_nan not in _POLICIES:
             raise ConfigError(f"on_nan: expected one of {', '.join(_POLICIES)}, got {on_nan!r}")
         self.store = store
@@ -74,10 +74,9 @@ class SparseOptimizer(torch.optim.Optimizer):
         for group, scale in zip(due, scales, strict=True):
             table, records = group["table"], self.store.waiting.pop(group["table"])
             group["steps"] += 1
-            self.skipped_rows += apply(
-                self.store.stacks[table], records, self.store.pool,
-                lr=float(group["lr"]), step=group["steps"], scale=scale,
-            )  # fmt: skip
+            self.skipped_rows += self.store.apply(
+                table, records, lr=float(group["lr"]), step=group["steps"], scale=scale
+            )
             self._drop(records)
 
     def zero_grad(self, set_to_none: bool = True) -> None:

@@ -33,7 +33,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from ps.store import Store
+from ps.tables import Tables
 from ps.workingset import Asked, Hold
 from storage.errors import ConfigError, StoreError, WorkingSetError
 from worker.call import Call, Caller, Staged, ask, stage
@@ -56,7 +56,7 @@ def prefetch(
     whose keys are known ahead, at least ``depth``; None: no more than that. Results do not depend
     on either.
 
-    Raises: ConfigError; what ``loader`` and `Store.stage` raise, at the batch concerned.
+    Raises: ConfigError; what ``loader`` and `Tables.stage` raise, at the batch concerned.
     """
     if depth < 0:
         raise ConfigError(f"prefetch: expected a depth of 0 or more, got {depth}")
@@ -109,7 +109,7 @@ class _Pipeline:
         self._error: BaseException | None = None
         self._finished = -1
         self._ended = self._closing = False
-        self._store: Store | None = None
+        self._store: Tables | None = None
         self._learning = torch.is_grad_enabled()
         self._stages: dict[Any, bool] = {}
         self._first_tick = 0

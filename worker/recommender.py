@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ps.store import Store
+from ps.tables import Tables
 from storage.errors import ConfigError
 from worker.bag import EmbeddingBag
 from worker.data.batch import Batch
@@ -53,7 +53,7 @@ class Recommender(nn.Module):
     Threads: the one that trains.
     """
 
-    def __init__(self, store: Store, table: str, architecture: Architecture, *, seed: int) -> None:
+    def __init__(self, store: Tables, table: str, architecture: Architecture, *, seed: int) -> None:
         super().__init__()
         self.bag = EmbeddingBag(store, table, include_last_offset=True)
         self.dlrm = DLRM(architecture, np.random.RandomState(seed)).to(store.device)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ps.store import Store
+from ps.tables import Tables
 from storage.errors import ConfigError, NonFiniteError
 from worker.data.batch import Batch
 from worker.data.dataset import Dataset
@@ -90,7 +90,7 @@ class Trainer:
     """
 
     def __init__(
-        self, store: Store, model: Recommender, dataset: Dataset, schedule: Schedule
+        self, store: Tables, model: Recommender, dataset: Dataset, schedule: Schedule
     ) -> None:
         self.store = store
         self.model = model

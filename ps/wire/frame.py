@@ -39,8 +39,8 @@ class Frame(Generic[M]):
 
     def pack(self) -> bytes:
         """As on the wire; the array is copied once."""
-        view = memoryview(self.array)
-        head = self.message.SerializePartialToString()
+        view = memoryview(self.array)  # type: ignore[arg-type]
+        head: bytes = self.message.SerializePartialToString()
         if not view.nbytes:
             return head
         return b"".join((head, _LONG_TAG, _varint(view.nbytes), view.cast("B")))

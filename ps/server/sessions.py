@@ -1,0 +1,376 @@
+"""Sessions: who may change rows of a shard, and how far each of them has come.
+
+A client is a worker by name; its *incarnation* is one process of it, a higher one shuts out all
+lower ones, for good. Its changes carry *sequences* from 1 without a gap, so each is applied once
+and in order however often it arrives. What is applied is saved with every cut, in its transaction;
+who was let in and who was shut out (*fences*) at once, and no crash or roll-back undoes that.
+
+After a restart of the shard a session has to be opened again; the client says how far it had come,
+and repeats what is lacking. Until all have, or were fenced by a deadline, rows are not what they
+were, and reading them waits (`wait_recovered`).
+
+The *clock* of a client is its number of steps whose changes are applied here. A reader waits until
+the slowest client of its job has come far enough (`wait_clock`), which bounds staleness.
+
+Threads: any; one condition guards all. Every wait has a deadline.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ps.wire.status import ReopenError
+from storage.errors import CorruptError, FencedError, RefusedError, UnavailableError
+
+MOST_CLIENTS = 65536
+"""Known at once; bounds what a flood of names can take."""
+
+_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+_RESULTS = 64
+_SAVED = (
+    "client", "incarnation", "token", "rank", "world", "applied", "clock", "closed", "fenced"
+)  # fmt: skip
+_FENCE = ("client", "incarnation", "token", "rank", "world", "fenced")
+
+
+@dataclass(slots=True)
+class Session:
+    """One client. rank, world: among the workers of its job. applied, durable: highest sequences.
+
+    closed: it ended; nobody waits for it. fenced: its incarnation is shut out. opened: since the
+    shard was started. awaited: the sequence it had come to before. skipped: rows that the last
+    changes left out, by sequence, for the answer to one that is repeated.
+    """
+
+    client: str
+    incarnation: int
+    token: int
+    rank: int = 0
+    world: int = 1
+    applied: int = 0
+    clock: int = 0
+    closed: bool = False
+    fenced: bool = False
+    durable: int = 0
+    opened: bool = False
+    awaited: int = 0
+    skipped: dict[int, int] = field(default_factory=dict)
+
+    @property
+    def job(self) -> str:
+        """What the workers of one job have in common: the name without its last part."""
+        return self.client.rpartition("-")[0]
+
+
+class Sessions:
+    """See the module's docstring. saved: what `save` gave with the last cut, None for no cut.
+
+    replays: clients keep what is not durable and repeat it. replay_seconds: how long they have for
+    that. Raises: CorruptError when ``saved`` cannot be read.
+    """
+
+    def __init__(
+        self,
+        saved: bytes | None = None,
+        fences: bytes | None = None,
+        *,
+        replays: bool = True,
+        replay_seconds: float = 120.0,
+    ) -> None:
+        self._condition = threading.Condition()
+        self._clients: dict[str, Session] = {}
+        self._replays = replays
+        self._replay_seconds = replay_seconds
+        self._recover_by = time.monotonic() + replay_seconds
+        self._draining = False
+        for entry in _read(saved):
+            session = Session(**entry, durable=entry["applied"])
+            self._clients[session.client] = session
+        for entry in _read(fences, _FENCE):
+            known = self._clients.get(entry["client"])
+            if known is None or known.incarnation < entry["incarnation"]:
+                self._clients[entry["client"]] = Session(**entry)
+            elif known.incarnation == entry["incarnation"]:
+                known.fenced |= entry["fenced"]
+
+    # -- who is in ------------------------------------------------------------------------------
+
+    def known(self, client: str) -> int:
+        """The highest incarnation known of a client, 0 for none. Raises: RefusedError."""
+        _check_name(client)
+        with self._condition:
+            session = self._clients.get(client)
+            return session.incarnation if session else 0
+
+    def open(
+        self, client: str, incarnation: int, token: int, *, rank: int, world: int, awaited: int
+    ) -> Session:
+        """Let a process in, or in again: its session. Raises: FencedError; RefusedError."""
+        _check_name(client)
+        if not 0 <= rank < world <= MOST_CLIENTS:
+            raise RefusedError(f"open: expected a rank from 0 to world - 1, got {rank} of {world}")
+        with self._condition:
+            session = self._clients.get(client)
+            if session is None or incarnation > session.incarnation:
+                session = self._enter(client, incarnation, token)
+            elif incarnation < session.incarnation or token != session.token or session.fenced:
+                raise _fenced(session, incarnation)
+            session.rank, session.world = rank, world
+            session.awaited = max(session.awaited, awaited) if self._replays else 0
+            session.opened, session.closed = True, False
+            # Of a job that has become smaller nobody waits for those that are no more.
+            for other in self._clients.values():
+                if other.job == session.job and other.rank >= world:
+                    other.closed = True
+            self._condition.notify_all()
+            return session
+
+    def get(self, client: str, incarnation: int) -> Session:
+        """The session of a request. Raises: FencedError; ReopenError; RefusedError."""
+        with self._condition:
+            session = self._clients.get(client)
+            if session is None or incarnation > session.incarnation:
+                _check_name(client)
+                raise ReopenError(f"client {client!r} has no open session {incarnation} here")
+            if incarnation < session.incarnation or session.fenced:
+                raise _fenced(session, incarnation)
+            if not session.opened:
+                raise ReopenError(f"client {client!r} has not been here since the shard started")
+            return session
+
+    def close(self, session: Session) -> None:
+        """The client has ended."""
+        with self._condition:
+            session.closed = True
+            self._condition.notify_all()
+
+    # -- changes --------------------------------------------------------------------------------
+
+    def wait_turn(self, session: Session, sequence: int, deadline: float) -> bool:
+        """Wait until all before ``sequence`` is applied: True; False if itself is, already.
+
+        Raises: UnavailableError after the deadline; FencedError.
+        """
+        with self._condition:
+            self._wait(
+                lambda: session.applied >= sequence - 1 or self._is_out(session),
+                deadline,
+                lambda: f"change {sequence} of {session.client} came, but not {sequence - 1}",
+            )
+            self._ensure_in(session)
+            return session.applied < sequence
+
+    def has_turn(self, session: Session, sequence: int) -> bool:
+        """Whether ``sequence`` is the next; for the owner, before it applies. Raises: FencedError;
+        RefusedError for one that is not next and not applied.
+        """
+        with self._condition:
+            self._ensure_in(session)
+            if sequence > session.applied + 1:
+                raise RefusedError(
+                    f"change {sequence} of {session.client}: expected {session.applied + 1}"
+                )
+            return session.applied < sequence
+
+    def applied(self, session: Session, sequence: int, *, clock: int = 0, skipped: int = 0) -> None:
+        """A change is applied. clock: steps that its client has made with it, 0 for no news."""
+        with self._condition:
+            session.applied = sequence
+            session.clock = max(session.clock, clock)
+            if skipped:
+                session.skipped[sequence] = skipped
+                for old in [s for s in session.skipped if s <= sequence - _RESULTS]:
+                    del session.skipped[old]
+            self._condition.notify_all()
+
+    # -- clocks ---------------------------------------------------------------------------------
+
+    def least_clock(self, session: Session) -> int:
+        """The least clock of all workers of a session's job."""
+        with self._condition:
+            return min(self._clocks(session).values(), default=0)
+
+    def wait_clock(self, session: Session, least: int, deadline: float) -> int:
+        """Wait until every worker of the job has made ``least`` steps: the least clock then.
+
+        Raises: UnavailableError after the deadline, naming who is behind; FencedError.
+        """
+        with self._condition:
+            self._wait(
+                lambda: (
+                    min(self._clocks(session).values(), default=0) >= least or self._is_out(session)
+                ),
+                deadline,
+                lambda: f"waited for step {least} of " + self._behind(session, least),
+            )
+            self._ensure_in(session)
+            return min(self._clocks(session).values(), default=0)
+
+    def reset_clocks(self) -> None:
+        """The tables went back to a checkpoint: steps are counted anew."""
+        with self._condition:
+            for session in self._clients.values():
+                session.clock = 0
+
+    # -- after a restart ------------------------------------------------------------------------
+
+    @property
+    def recovering(self) -> list[str]:
+        """Clients that have not repeated what is lacking."""
+        with self._condition:
+            return self._lacking()
+
+    @property
+    def open_count(self) -> int:
+        """Sessions that are open now."""
+        with self._condition:
+            return sum(s.opened and not s.closed for s in self._clients.values())
+
+    def wait_recovered(self, deadline: float) -> bool:
+        """Wait until no client lacks a repeated change; those that come too late are fenced.
+
+        True when some were: the fences have to be saved. Raises: UnavailableError after the
+        deadline.
+        """
+        with self._condition:
+            while lacking := self._lacking():
+                left = self._recover_by - time.monotonic()
+                if left <= 0:
+                    self._fence(lacking)
+                    return True
+                self._wait(
+                    lambda: not self._lacking(),
+                    min(deadline, self._recover_by),
+                    lambda: f"waited for {', '.join(self._lacking())} to repeat changes",
+                    quiet=deadline > self._recover_by,
+                )
+            return False
+
+    def drain(self) -> None:
+        """End all waits, now and later: UnavailableError."""
+        with self._condition:
+            self._draining = True
+            self._condition.notify_all()
+
+    # -- durability -----------------------------------------------------------------------------
+
+    def save(self) -> tuple[bytes, dict[str, int]]:
+        """What to put into a cut; and what to tell `saved` when it is made. Between changes."""
+        with self._condition:
+            kept = [_entry(session) for session in self._clients.values()]
+            marks = {session.client: session.applied for session in self._clients.values()}
+            return json.dumps(kept).encode(), marks
+
+    def fences(self) -> bytes:
+        """Who may come and who may not, to be saved at once."""
+        with self._condition:
+            sessions = self._clients.values()
+            return json.dumps([_entry(session, _FENCE) for session in sessions]).encode()
+
+    def saved(self, marks: Mapping[str, int]) -> None:
+        """A cut with what `save` gave is durable."""
+        with self._condition:
+            for client, applied in marks.items():
+                session = self._clients[client]
+                session.durable = max(session.durable, min(applied, session.applied))
+
+    # -- private: with the condition held -------------------------------------------------------
+
+    def _enter(self, client: str, incarnation: int, token: int) -> Session:
+        if client not in self._clients and len(self._clients) >= MOST_CLIENTS:
+            raise RefusedError(f"open: {MOST_CLIENTS} clients are known already; expected fewer")
+        before = self._clients.get(client)
+        if before is not None:
+            before.fenced = True
+        self._clients[client] = Session(client, incarnation, token)
+        return self._clients[client]
+
+    def _clocks(self, session: Session) -> dict[str, int]:
+        """The clocks to wait for; of a worker that has not come yet, 0."""
+        job = session.job
+        mates = [s for s in self._clients.values() if s.job == job]
+        clocks = {s.client: s.clock for s in mates if not s.closed}
+        here = {s.rank for s in mates}
+        return clocks | {
+            f"worker {rank} (not connected yet)": 0
+            for rank in range(session.world)
+            if rank not in here
+        }
+
+    def _behind(self, session: Session, least: int) -> str:
+        behind = [f"{n} at {c}" for n, c in self._clocks(session).items() if c < least]
+        return ", ".join(behind[:4]) + (f" and {len(behind) - 4} more" if len(behind) > 4 else "")
+
+    def _lacking(self) -> list[str]:
+        if not self._replays:
+            return []
+        return [
+            s.client
+            for s in self._clients.values()
+            if not (s.closed or s.fenced) and (not s.opened or s.applied < s.awaited)
+        ]
+
+    def _fence(self, clients: list[str]) -> None:
+        for client in clients:
+            self._clients[client].fenced = True
+        self._condition.notify_all()
+
+    def _is_out(self, session: Session) -> bool:
+        return session.fenced or self._clients.get(session.client) is not session
+
+    def _ensure_in(self, session: Session) -> None:
+        if self._is_out(session):
+            raise _fenced(self._clients[session.client], session.incarnation)
+
+    def _wait(
+        self,
+        ready: Callable[[], bool],
+        deadline: float,
+        what: Callable[[], str],
+        *,
+        quiet: bool = False,
+    ) -> None:
+        self._condition.wait_for(
+            lambda: ready() or self._draining, max(0.0, deadline - time.monotonic())
+        )
+        if self._draining and not ready():
+            raise UnavailableError("the shard is being stopped")
+        if not quiet and not ready():
+            raise UnavailableError(what())
+
+
+def _entry(session: Session, names: Sequence[str] = _SAVED) -> dict[str, Any]:
+    return {name: getattr(session, name) for name in names}
+
+
+def _read(saved: bytes | None, names: Sequence[str] = _SAVED) -> list[dict[str, Any]]:
+    if saved is None:
+        return []
+    try:
+        entries = json.loads(saved)
+        return [{name: entry[name] for name in names} for entry in entries]
+    except (ValueError, KeyError, TypeError) as error:
+        raise CorruptError(
+            f"sessions: expected what a cut saved, got something that cannot be read ({error}); "
+            f"restore a backup"
+        ) from error
+
+
+def _check_name(client: str) -> None:
+    if not _NAME.fullmatch(client):
+        raise RefusedError(f"client: expected 1 to 64 of A-Z a-z 0-9 _ . -, got {client[:80]!r}")
+
+
+def _fenced(session: Session, incarnation: int) -> FencedError:
+    newer = "" if session.incarnation == incarnation else f" is {session.incarnation}, this one"
+    return FencedError(
+        f"client {session.client!r}: expected the newest process of it, which{newer} "
+        f"{incarnation} is not: another one took its place, or it did not repeat its changes in "
+        f"time; start the worker anew"
+    )
