@@ -16,19 +16,23 @@ from pathlib import Path
 
 import torch
 
+from ps.client.connection import Connection, connect_store
+from ps.client.credentials import Credentials
+from ps.launch import Launch
 from ps.admission import CountMin, ExactCount, Probability
 from ps.optimizer import FTRL, SGD, Adagrad, Adam, RowWiseAdagrad, RowWiseAdam
-from ps.settings import Settings
+from ps.settings import Settings, as_device
 from ps.store import Store
 from ps.table import Table
+from ps.tables import Tables
 from storage.budget import parse_size
-from storage.errors import ConfigError
 from storage.initial import Constant, Normal, Uniform, Zeros
 from storage.policy import DEFAULT as DEFAULT_POLICY
 
 __all__ = [
     "FTRL", "SGD", "Adagrad", "Adam", "Constant", "CountMin", "ExactCount", "Normal", "Probability",
-    "RowWiseAdagrad", "RowWiseAdam", "Store", "Table", "Uniform", "Zeros", "open",
+    "Credentials", "RowWiseAdagrad", "RowWiseAdam", "Store", "Table", "Tables", "Uniform", "Zeros",
+    "connect", "open",
 ]  # fmt: skip
 
 
@@ -61,15 +65,11 @@ def open(
 
     Raises: ConfigError; LockedError; MismatchError; StoreError.
     """
-    try:
-        on = torch.device(device)
-    except RuntimeError as error:
-        raise ConfigError(f"device: expected 'cpu' or 'cuda', got {device!r}") from error
     settings = Settings(
         ram=parse_size(ram, "ram"),
         hbm=None if hbm is None else parse_size(hbm, "hbm"),
         disk=None if disk is None else parse_size(disk, "disk"),
-        device=on,
+        device=as_device(device),
         threads=(os.cpu_count() or 1) if threads is None else threads,
         policy=policy,
         ghost=ghost,
@@ -78,3 +78,45 @@ def open(
         compact_bytes_per_second=parse_size(compact, "compact"),
     )
     return Store(path, tables, settings)
+
+
+def connect(
+    servers: str | Sequence[str],
+    tables: Sequence[Table],
+    *,
+    device: str | torch.device = "cpu",
+    ram: str | int = "1GiB",
+    hbm: str | int | None = None,
+    mode: str = "sync",
+    staleness: int = 0,
+    job: str = "train",
+    launch: Launch | None = None,
+    credentials: Credentials | None = None,
+    timeout_seconds: float = 600.0,
+    push: str | int = "256MiB",
+    threads: int | None = None,
+    policy: str = DEFAULT_POLICY,
+) -> Tables:
+    """Tables on servers (`terrace serve`), one for each shard, in the order of their shards.
+
+    servers: "host:port,host:port" or a list. device, ram, hbm: where this worker keeps copies of
+    rows, and how many bytes of them: ``hbm`` where that is given (needed when ``device`` is not the
+    CPU), else ``ram``. mode: "sync" is exact; with one worker it is "async" with a staleness of 0.
+    In "async" the servers apply what workers push, and a copy is at most ``staleness`` steps old.
+    job: workers of one job have one name in common, those of another must have another. launch:
+    this worker's place among them, None: as torchrun says. credentials: None for servers without.
+    timeout_seconds: how long a server that is away is waited for. push: bytes of changes that are
+    kept until they are applied and durable.
+
+    Raises: ConfigError; MismatchError; RefusedError; UnavailableError.
+    """
+    place = Launch.of(os.environ) if launch is None else launch
+    return connect_store(
+        servers, tables, place, credentials or Credentials(),
+        Connection(
+            device=as_device(device), size=parse_size(ram if hbm is None else hbm, "hbm"),
+            on_hbm=hbm is not None, mode=mode, staleness=staleness, job=job,
+            timeout_seconds=timeout_seconds, push_bytes=parse_size(push, "push"),
+            threads=(os.cpu_count() or 1) if threads is None else threads, policy=policy,
+        ),
+    )  # fmt: skip

@@ -34,8 +34,11 @@ COUNTS_FACT = "counts"
 KEPT = 2
 """Checkpoints that are kept."""
 
-SESSIONS_FACT, FENCES_FACT = "sessions", "fences"
-"""Facts of a shard: how far its clients had come at the last cut, and who may come."""
+SESSIONS_FACT, FENCES_FACT, REDO_FACT, PLACE_FACT = "sessions", "fences", "redo", "place"
+"""Facts of a shard: how far its clients had come at the last cut, who may come, from which file of
+the redo log on the cut lacks changes, and which shard it is."""
+
+_SHARD_FACTS = (SESSIONS_FACT, FENCES_FACT, REDO_FACT, PLACE_FACT)
 
 Facts = Mapping[str, bytes | None]
 _CUT, _STATE = "cut", "state/"
@@ -181,6 +184,13 @@ class Checkpoints:
         self._manifests[number], self._cut = manifest, cut
         self.state_bytes = len(tensors)
 
+    def forget_newer(self, step: int) -> None:
+        """Forget checkpoints of later steps. The file needs no room for that."""
+        for number in [n for n, m in self._manifests.items() if m["step"] > step]:
+            self._log.forget(self._without(number))
+            del self._manifests[number]
+            self.lineage = Lineage(self._log)  # the number comes again, under another token
+
     def give_up_older(self) -> int:
         """Forget the older of two checkpoints: its step. The file needs no room for that."""
         number = min(self._manifests)
@@ -202,7 +212,7 @@ class Checkpoints:
                 log.commit({name: self._log.fact(name)})
         others = [
             name
-            for kind in (COUNTS_FACT, _state(0), SESSIONS_FACT, FENCES_FACT)
+            for kind in (COUNTS_FACT, _state(0), *_SHARD_FACTS)
             for name in self._log.names(kind)
         ]
         log.commit({name: self._log.fact(name) for name in others})

@@ -97,8 +97,7 @@ class StoreDirectory:
         found = _read(file)
         if tables is None:
             return found
-        for difference in _differences(self.path, found, tables):
-            raise MismatchError(difference)
+        check_same(self.path, found, tables)
         return tuple(tables)
 
 
@@ -117,6 +116,17 @@ def check_vacant(path: Path) -> None:
         f"{path}: expected an empty folder, none, or a store, found something else; choose "
         f"another path"
     )
+
+
+def check_same(path: Path, found: Sequence[Table], given: Sequence[Table]) -> None:
+    """Raises: MismatchError where tables are not those the store was made with."""
+    for difference in _differences(path, found, given):
+        raise MismatchError(difference)
+
+
+def is_store(path: Path) -> bool:
+    """Whether the folder is a store's."""
+    return (path / _FORMAT_FILE).is_file()
 
 
 def _check_names(tables: Sequence[Table]) -> None:

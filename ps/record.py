@@ -94,10 +94,33 @@ def apply(
         starts, order = group(inverse, len(positions) + dropped)
         tail = (starts, order, record.bags, record.weights, record.gradient.numpy())
         return sum(pool.run(apply_bags, len(positions), *head, *rows, positions, *tail))
-    positions, gradients, uses = condense(table.dim, records, pool)
+    condensed = condense(table.dim, records, pool)
+    return apply_condensed(stack, *condensed, pool, lr=lr, step=step, scale=scale)
+
+
+def apply_condensed(
+    stack: Stack,
+    positions: Positions,
+    gradients: Floats,
+    uses: Counts,
+    pool: Pool,
+    *,
+    lr: float,
+    step: int,
+    scale: float,
+) -> int:
+    """`apply` what `condense` gave, to rows in host memory, with the same bits.
+
+    positions: (U,) int64, unique and pinned. gradients: (U, D) float32. uses: (U,) int32.
+    """
+    stack.step = max(stack.step, step)
+    table, top = stack.table, stack.top
+    assert isinstance(top.array, FloatArray) and top.array.host is not None
     if stack.doorkeeper is not None:
         kept = _trained(stack, positions, uses)
         positions, gradients = positions[kept], gradients[kept]
+    head = (table.optimizer.kind, table.optimizer.hyper(lr=lr, step=step), step, scale)
+    rows = (*top.array.host, top.steps, top.dirty)
     return sum(pool.run(apply_rows, len(positions), *head, *rows, positions, gradients))
 
 

@@ -12,6 +12,22 @@ from storage.policy import DEFAULT, check_policy
 DURABILITIES = ("strict", "interval", "checkpoint")
 
 
+def as_device(device: str | torch.device) -> torch.device:
+    """The torch device of this name. Raises: ConfigError."""
+    try:
+        return torch.device(device)
+    except RuntimeError as error:
+        raise ConfigError(f"device: expected 'cpu' or 'cuda', got {device!r}") from error
+
+
+def check_device(device: torch.device) -> None:
+    """Raises: ConfigError for one that cannot be used here."""
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"device: expected 'cpu' or 'cuda', got {str(device)!r}")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device: expected a CUDA device, found none; use device='cpu'")
+
+
 @dataclass(frozen=True)
 class Settings:
     """ram, hbm, disk: budgets in bytes; hbm None is no third tier, disk None as far as it goes.
@@ -35,10 +51,7 @@ class Settings:
     ghost: bool = False
 
     def __post_init__(self) -> None:
-        if self.device.type not in ("cpu", "cuda"):
-            raise ConfigError(f"device: expected 'cpu' or 'cuda', got {str(self.device)!r}")
-        if self.device.type == "cuda" and not torch.cuda.is_available():
-            raise ConfigError("device: expected a CUDA device, found none; use device='cpu'")
+        check_device(self.device)
         if self.device.type != "cpu" and self.hbm is None:
             raise ConfigError(
                 f"device {self.device}: expected hbm=, the budget of its tier, such as '4GiB'"

@@ -39,7 +39,7 @@ from ps.upkeep import Notes, Upkeep
 from ps.workingset import Asked, Part, WorkingSet
 from storage.errors import ConfigError, StoreError
 from storage.log import BlockLog
-from storage.rows import Floats, Keys, Rows
+from storage.rows import Floats, Keys, Mask, Rows
 from storage.ssd import SsdTier
 
 
@@ -138,6 +138,19 @@ class Store(Tables):
             with self.planner.changing():
                 self.stacks[table].put(rows)
 
+    def hand_out(self, table: str, keys: Keys) -> tuple[Rows, Mask]:
+        """Copies of whole rows for an owner elsewhere, who writes them back by `put`; and a mask of
+        those that are missing. They are the first to be evicted here. keys: (U,) uint64, unique.
+        """
+        with self.planner, self.planner.changing():
+            self.settle()
+            self.stacks[table].hierarchy.make_room(len(keys))
+            return self.stacks[table].hierarchy.lookup(keys, np.ones(len(keys), np.int32))
+
+    def peek(self, table: str, keys: Keys) -> Floats:
+        """`read` for unique keys: (U,) uint64 -> (U, D) float32."""
+        return self._peek(self._spec(table).name, keys)
+
     def delete(self, table: str, keys: torch.Tensor | NDArray[Any]) -> None:
         """Forget rows on every tier, for good: no crash and no `resume` brings them back.
 
@@ -219,6 +232,19 @@ class Store(Tables):
     def prepare(self, rows: Mapping[str, int]) -> None:
         """See `Upkeep.prepare`."""
         self._upkeep.prepare(rows)
+
+    def discard_checkpoints(self, after: int) -> None:
+        """Forget the checkpoints of steps later than ``after``."""
+        with self.planner, self.planner.changing():
+            self._upkeep.checkpoints.forget_newer(after)
+
+    def state_of(self, step: int) -> dict[str, Any]:
+        """The caller's state of the newest checkpoint of this step. Raises: StoreError."""
+        with self.planner:
+            found = self._upkeep.checkpoints.newest(step)
+        if found is None:
+            raise StoreError(f"{self.path}: expected a checkpoint of step {step}, found none")
+        return {name: value for name, value in found[2].items() if name != COUNTS}
 
     def keep_checkpoints(self, count: int) -> None:
         """Give up the oldest checkpoints until so many are left."""

@@ -68,8 +68,9 @@ class Tables(ABC):
     """See the module's docstring.
 
     path: where the rows are, for people. device: of the top tier. tick: of the batch that is
-    current, set by the prefetch loop, as are ``staged`` and ``prefetching``. staleness: the most steps that rows of a batch may be behind,
-    None where they never are. ahead: the most steps that a batch is staged before its own.
+    current, set by the prefetch loop, as are ``staged`` and ``prefetching``. staleness: the most
+    steps that rows of a batch may be behind, None where they never are. ahead: the most steps that
+    a batch is staged before its own.
     rank, world: of this process among the workers of the job.
     """
 
@@ -125,6 +126,9 @@ class Tables(ABC):
     @abstractmethod
     def stage_asked(self, asked: Mapping[str, Asked]) -> WorkingSet:
         """`stage` what `ask` returned, announced to ``coming`` or not."""
+
+    def enter(self, working_set: WorkingSet) -> None:  # noqa: B027 - most have nothing to do
+        """A batch that was staged ahead is about to be used; in the loop's thread."""
 
     def settle(self, tick: int | None = None) -> None:
         """Unpin what was released up to and including ``tick`` (None: all of it).

@@ -12,6 +12,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,12 +57,15 @@ class Part:
 class WorkingSet:
     """Parts by table name, held by nobody at first: `hold` it before it is handed on.
 
+    arrived: what is to be put in place when the batch is entered.
+
     released: called once, from any thread, when the last holder lets go, or when the set is
     collected and nobody ever held it (an exception came between).
     """
 
     def __init__(self, parts: Mapping[str, Part], released: Callable[[WorkingSet], None]) -> None:
         self.parts = parts
+        self.arrived: list[Any] = []
         self._released = released
         self._holders = 0
         self._over = False

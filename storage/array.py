@@ -26,6 +26,7 @@ from storage.rows import Floats, Positions
 
 _PAGE = mmap.PAGESIZE
 _LARGE = 1 << 22
+_NO_STATE = np.empty((0, 0), np.float32)
 
 
 class RowArray(Protocol):
@@ -123,6 +124,14 @@ class FloatArray:
         values = np.empty((len(positions), embeddings.shape[1] + state.shape[1]), np.float32)
         _gather(embeddings, state, positions, values)
         return values
+
+    def embeddings_at(self, positions: Positions, out: Floats) -> None:
+        """Copy the embeddings, without state, into ``out``: (U, D) float32 on the host."""
+        if self.host is None:
+            chosen = torch.from_numpy(positions).to(self.embeddings.device)
+            out[:] = self.embeddings[chosen].cpu().numpy()
+            return
+        _gather(self.host[0], _NO_STATE, positions, out)
 
     def scatter(self, positions: Positions, values: Floats) -> None:
         """Set the rows at these unique positions from (U, W) float32."""

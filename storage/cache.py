@@ -231,6 +231,24 @@ class CacheTier:
         self._fill(targets, rows.take(absent) if len(absent) < len(rows) else rows)
         return positions, evicted
 
+    def take(self, keys: Keys) -> Positions:
+        """Positions for keys that are not here, where the caller sets the rows; their step is 0.
+
+        What they push out is gone: for copies of rows that somebody else owns. (n,) int64, fewer
+        than asked for when the others are pinned.
+        """
+        self.policy.expect(keys)
+        room = len(self._vacancies) + self.limit - self._fresh
+        victims = self._victims(max(0, len(keys) - room))
+        self._vacate(victims)
+        self.stats.evicted += len(victims)
+        positions, _ = self._claim(min(len(keys), room + len(victims)))
+        self.steps[positions] = 0
+        self._index.insert(keys[: len(positions)], positions)
+        self.policy.insert(positions)
+        self.stats.admitted += len(positions)
+        return positions
+
     def delete(self, keys: Keys) -> None:
         """Forget keys. Their positions must not be pinned."""
         positions = self._index.find(keys)

@@ -9,13 +9,15 @@ from storage.errors import WorkingSetError
 from storage.tier import Lower
 
 
-def too_small(top: CacheTier, rows: int, budget: Budget | None, below: Lower) -> WorkingSetError:
+def too_small(
+    top: CacheTier, rows: int, budget: Budget | None, below: Lower | None
+) -> WorkingSetError:
     """The error for ``rows`` rows that do not fit beside what is pinned in ``top``.
 
     budget: that top and below share, or None.
     """
     need = (rows + top.pinned) * top.array.bytes_per_position
-    if budget is not None:
+    if budget is not None and below is not None:
         need += (rows + top.pinned) * ENTRY_BYTES + overhead_bytes(rows + top.pinned)
         need += budget.used - budget.parts["cache"] + below.growth_bound(rows)
     need = int(1.25 * need)

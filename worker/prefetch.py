@@ -134,6 +134,8 @@ class _Pipeline:
             if self._store is not None:
                 self._store.tick = self._first_tick + number
                 self._store.staged = staged
+                if staged:
+                    self._store.enter(staged[0].working_set)
             yield batch
             self._let_go(number)
             number += 1
@@ -252,6 +254,7 @@ class _Pipeline:
             raise ConfigError("prefetch: this store is being prefetched by another loop; end it")
         store.settle()
         store.prefetching = True
+        store.ahead = min(self._depth, store.staleness or 0)
         self._first_tick = store.tick + 1
         self._store = store
 
@@ -259,7 +262,9 @@ class _Pipeline:
         """Stage with as much depth, and then look-ahead, as memory allows."""
         store = self._store
         assert store is not None
-        done = number - self._depth - 1
+        # Where rows may be only so many steps behind, no batch is staged earlier than that.
+        depth = self._depth if store.staleness is None else min(self._depth, store.staleness)
+        done = number - depth - 1
         while True:
             self._await(done)
             store.settle(self._first_tick + done)

@@ -26,7 +26,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ps.wire.status import ReopenError
-from storage.errors import CorruptError, FencedError, RefusedError, UnavailableError
+from storage.errors import (
+    CorruptError,
+    FencedError,
+    OverloadedError,
+    RefusedError,
+    UnavailableError,
+)
 
 MOST_CLIENTS = 65536
 """Known at once; bounds what a flood of names can take."""
@@ -72,7 +78,9 @@ class Sessions:
     """See the module's docstring. saved: what `save` gave with the last cut, None for no cut.
 
     replays: clients keep what is not durable and repeat it. replay_seconds: how long they have for
-    that. Raises: CorruptError when ``saved`` cannot be read.
+    that. most_waiting: requests that wait for others at once.
+
+    Raises: CorruptError when ``saved`` cannot be read.
     """
 
     def __init__(
@@ -82,6 +90,7 @@ class Sessions:
         *,
         replays: bool = True,
         replay_seconds: float = 120.0,
+        most_waiting: int = 64,
     ) -> None:
         self._condition = threading.Condition()
         self._clients: dict[str, Session] = {}
@@ -89,12 +98,17 @@ class Sessions:
         self._replay_seconds = replay_seconds
         self._recover_by = time.monotonic() + replay_seconds
         self._draining = False
+        self._waiting, self._most_waiting = 0, most_waiting
         for entry in _read(saved):
             session = Session(**entry, durable=entry["applied"])
             self._clients[session.client] = session
+        # Incarnations that were shut out after that cut: the redo log may have changes of theirs.
+        self._older: dict[tuple[str, int], Session] = {}
         for entry in _read(fences, _FENCE):
             known = self._clients.get(entry["client"])
             if known is None or known.incarnation < entry["incarnation"]:
+                if known is not None:
+                    self._older[known.client, known.incarnation] = known
                 self._clients[entry["client"]] = Session(**entry)
             elif known.incarnation == entry["incarnation"]:
                 known.fenced |= entry["fenced"]
@@ -258,14 +272,39 @@ class Sessions:
             self._draining = True
             self._condition.notify_all()
 
+    def replay(self, client: str, incarnation: int, sequence: int, clock: int) -> bool:
+        """Note that a change from the redo log is applied: False, nothing, if it was already.
+
+        For the time before anybody is let in. Raises: CorruptError for one that is not the next.
+        """
+        with self._condition:
+            session = self._clients.get(client)
+            if session is None or session.incarnation != incarnation:
+                key = (client, incarnation)
+                session = self._older.setdefault(key, Session(client, incarnation, 0))
+            if sequence > session.applied + 1:
+                raise CorruptError(
+                    f"redo log: expected change {session.applied + 1} of {client}, found "
+                    f"{sequence}; restore a backup"
+                )
+            if sequence <= session.applied:
+                return False
+            session.applied, session.clock = sequence, max(session.clock, clock)
+            return True
+
     # -- durability -----------------------------------------------------------------------------
 
-    def save(self) -> tuple[bytes, dict[str, int]]:
+    def save(self) -> tuple[bytes, dict[tuple[str, int], int]]:
         """What to put into a cut; and what to tell `saved` when it is made. Between changes."""
         with self._condition:
             kept = [_entry(session) for session in self._clients.values()]
-            marks = {session.client: session.applied for session in self._clients.values()}
+            marks = {(s.client, s.incarnation): s.applied for s in self._clients.values()}
             return json.dumps(kept).encode(), marks
+
+    def synced(self, session: Session, sequence: int) -> None:
+        """A change is in the synced redo log."""
+        with self._condition:
+            session.durable = max(session.durable, sequence)
 
     def fences(self) -> bytes:
         """Who may come and who may not, to be saved at once."""
@@ -273,12 +312,13 @@ class Sessions:
             sessions = self._clients.values()
             return json.dumps([_entry(session, _FENCE) for session in sessions]).encode()
 
-    def saved(self, marks: Mapping[str, int]) -> None:
+    def saved(self, marks: Mapping[tuple[str, int], int]) -> None:
         """A cut with what `save` gave is durable."""
         with self._condition:
-            for client, applied in marks.items():
+            for (client, incarnation), applied in marks.items():
                 session = self._clients[client]
-                session.durable = max(session.durable, min(applied, session.applied))
+                if session.incarnation == incarnation:
+                    session.durable = max(session.durable, applied)
 
     # -- private: with the condition held -------------------------------------------------------
 
@@ -336,9 +376,21 @@ class Sessions:
         *,
         quiet: bool = False,
     ) -> None:
-        self._condition.wait_for(
-            lambda: ready() or self._draining, max(0.0, deadline - time.monotonic())
-        )
+        if ready():
+            return
+        if self._waiting >= self._most_waiting:
+            # Or there would be no thread left for those that are waited for.
+            raise OverloadedError(
+                f"{self._waiting} requests wait for others, expected fewer than "
+                f"{self._most_waiting}; try again shortly"
+            )
+        self._waiting += 1
+        try:
+            self._condition.wait_for(
+                lambda: ready() or self._draining, max(0.0, deadline - time.monotonic())
+            )
+        finally:
+            self._waiting -= 1
         if self._draining and not ready():
             raise UnavailableError("the shard is being stopped")
         if not quiet and not ready():

@@ -29,13 +29,23 @@ _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 
 class Frame(Generic[M]):
-    """A message without its long array, and the array's bytes: (n,) uint8, a view."""
+    """A message without its long array, the array's bytes: (n,) uint8, a view, and ``raw``, what
+    both were read from, empty for one that was not.
+    """
 
-    __slots__ = ("array", "message")
+    __slots__ = ("array", "message", "raw")
 
-    def __init__(self, message: M, array: NDArray[Any] | memoryview | bytes = b"") -> None:
+    def __init__(
+        self, message: M, array: NDArray[Any] | memoryview | bytes = b"", raw: bytes = b""
+    ) -> None:
         self.message = message
         self.array = array
+        self.raw = raw
+
+    @property
+    def size(self) -> int:
+        """Bytes of the array."""
+        return memoryview(self.array).nbytes  # type: ignore[arg-type]
 
     def pack(self) -> bytes:
         """As on the wire; the array is copied once."""
@@ -58,16 +68,21 @@ def unpacker(kind: type[M]) -> Callable[[bytes], Frame[M]]:
             message = kind.FromString(data if start == len(data) else data[:start])
         except DecodeError as error:
             raise _malformed(kind.__name__, "it is no such message") from error
-        return Frame(message, memoryview(data)[body:])
+        return Frame(message, memoryview(data)[body:], data)
 
     return unpack
 
 
-def array_of(data: bytes | memoryview, dtype: Any, *shape: int, name: str) -> NDArray[Any]:
-    """A read-only view of ``data`` as an array. Raises: RefusedError when the length is another."""
+def array_of(
+    data: bytes | memoryview | NDArray[Any], dtype: Any, *shape: int, name: str
+) -> NDArray[Any]:
+    """A view of ``data`` as an array, not to be written to, whatever its flags say.
+
+    Raises: RefusedError when the length is another.
+    """
     kind = np.dtype(dtype).newbyteorder("<")
     expected = kind.itemsize * int(np.prod(shape, dtype=np.int64))
-    given = memoryview(data).nbytes
+    given = memoryview(data).nbytes  # type: ignore[arg-type]
     if given != expected:
         raise RefusedError(
             f"{name}: expected {expected} bytes ({' x '.join(map(str, shape))} {kind.name}), got "
@@ -75,7 +90,19 @@ def array_of(data: bytes | memoryview, dtype: Any, *shape: int, name: str) -> ND
         )
     if not expected:
         return np.zeros(shape, kind)
-    return np.frombuffer(data, kind).reshape(shape)
+    return np.asarray(_Unguarded(np.frombuffer(data, kind).reshape(shape)))
+
+
+class _Unguarded:
+    """A read-only array without that mark, for kernels that only read: numba would compile each a
+    second time for arrays that have it (5 s for those of the optimizers).
+    """
+
+    def __init__(self, array: NDArray[Any]) -> None:
+        self._array = array  # keeps the memory
+        interface = dict(array.__array_interface__)
+        interface["data"] = (interface["data"][0], False)
+        self.__array_interface__ = interface
 
 
 def _find_long(data: bytes) -> tuple[int, int]:

@@ -163,16 +163,18 @@ class CutRequest(_message.Message):
     def __init__(self, session: _Optional[_Union[Session, _Mapping]] = ..., closing: _Optional[bool] = ...) -> None: ...
 
 class ChangeReply(_message.Message):
-    __slots__ = ("applied", "durable", "skipped", "boot")
+    __slots__ = ("applied", "durable", "skipped", "boot", "wants_checkpoint")
     APPLIED_FIELD_NUMBER: _ClassVar[int]
     DURABLE_FIELD_NUMBER: _ClassVar[int]
     SKIPPED_FIELD_NUMBER: _ClassVar[int]
     BOOT_FIELD_NUMBER: _ClassVar[int]
+    WANTS_CHECKPOINT_FIELD_NUMBER: _ClassVar[int]
     applied: int
     durable: int
     skipped: int
     boot: int
-    def __init__(self, applied: _Optional[int] = ..., durable: _Optional[int] = ..., skipped: _Optional[int] = ..., boot: _Optional[int] = ...) -> None: ...
+    wants_checkpoint: bool
+    def __init__(self, applied: _Optional[int] = ..., durable: _Optional[int] = ..., skipped: _Optional[int] = ..., boot: _Optional[int] = ..., wants_checkpoint: _Optional[bool] = ...) -> None: ...
 
 class MeetRequest(_message.Message):
     __slots__ = ("session", "round", "number", "word")
@@ -193,22 +195,26 @@ class MeetReply(_message.Message):
     def __init__(self, word: _Optional[bytes] = ...) -> None: ...
 
 class PrepareRequest(_message.Message):
-    __slots__ = ("session", "step", "tree", "size", "offset", "marker", "tensors")
+    __slots__ = ("session", "step", "tree", "size", "offset", "last", "marker", "committed", "tensors")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
     TREE_FIELD_NUMBER: _ClassVar[int]
     SIZE_FIELD_NUMBER: _ClassVar[int]
     OFFSET_FIELD_NUMBER: _ClassVar[int]
+    LAST_FIELD_NUMBER: _ClassVar[int]
     MARKER_FIELD_NUMBER: _ClassVar[int]
+    COMMITTED_FIELD_NUMBER: _ClassVar[int]
     TENSORS_FIELD_NUMBER: _ClassVar[int]
     session: Session
     step: int
     tree: str
     size: int
     offset: int
+    last: bool
     marker: bool
+    committed: int
     tensors: bytes
-    def __init__(self, session: _Optional[_Union[Session, _Mapping]] = ..., step: _Optional[int] = ..., tree: _Optional[str] = ..., size: _Optional[int] = ..., offset: _Optional[int] = ..., marker: _Optional[bool] = ..., tensors: _Optional[bytes] = ...) -> None: ...
+    def __init__(self, session: _Optional[_Union[Session, _Mapping]] = ..., step: _Optional[int] = ..., tree: _Optional[str] = ..., size: _Optional[int] = ..., offset: _Optional[int] = ..., last: _Optional[bool] = ..., marker: _Optional[bool] = ..., committed: _Optional[int] = ..., tensors: _Optional[bytes] = ...) -> None: ...
 
 class CommitRequest(_message.Message):
     __slots__ = ("session", "step")

@@ -1,0 +1,376 @@
+"""Client: all shards of a cluster as one: requests are cut by shard, sent at once, and joined.
+
+A working set is cut by bucket, each share into pieces of at most 4 MiB, and the pieces of all
+shards are on their way together: while one is gathered another is carried. Changes go through an
+`Outbox` for each shard.
+
+Threads: any, but for changes, which come from one thread at a time.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+
+from ps.client.identity import Identity
+from ps.client.link import Link
+from ps.client.outbox import Outbox
+from ps.partition import Partition
+from ps.state import pack_state, unpack_state
+from ps.table import Table
+from ps.wire import terrace_pb2 as wire
+from ps.wire.frame import Frame, array_of
+from ps.wire.status import ReopenError
+from storage.errors import ConfigError, FencedError, StoreError
+from storage.rows import Counts, Floats, Keys, Positions
+
+PIECE_BYTES = 4 << 20
+"""Of one request or answer; two are then on their way in what one message may have."""
+
+_PIECES_ON_THE_WAY = 4
+_SLOW_SECONDS = 600.0
+_TRIES = 8
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Pulled:
+    """A piece of a pull. indices: (n,) int64, which of the keys. values: (n, D) float32, a view.
+    clock: of the slowest worker.
+    """
+
+    indices: Positions
+    values: Floats
+    clock: int
+
+
+@dataclass(frozen=True)
+class Step:
+    """What an optimizer step says beside gradients; see `Tables.apply`."""
+
+    lr: float
+    step: int
+    scale: float
+
+
+class Client:
+    """See the module's docstring. addresses: of the shards, in order. connect: makes a channel.
+
+    timeout_seconds: how long a shard that is away is waited for. push_bytes: of changes that are
+    kept until they are applied and durable, all shards together.
+
+    Raises: MismatchError; RefusedError; UnavailableError.
+    """
+
+    def __init__(
+        self,
+        addresses: Sequence[str],
+        tables: Sequence[Table],
+        identity: Identity,
+        connect: Callable[..., Any],
+        *,
+        timeout_seconds: float = 600.0,
+        push_bytes: int = 256 << 20,
+    ) -> None:
+        if not addresses or len(set(addresses)) != len(addresses):
+            raise ConfigError(f"servers: expected one or more, each once, got {list(addresses)}")
+        self.identity = identity
+        self.tables = {table.name: table for table in tables}
+        self.partition = Partition(len(addresses))
+        specs = [json.dumps(table.describe()) for table in tables]
+        self.links = [
+            Link(
+                address, (shard, len(addresses)), identity, specs, connect,
+                timeout_seconds=timeout_seconds,
+            )
+            for shard, address in enumerate(addresses)
+        ]  # fmt: skip
+        self._threads = ThreadPoolExecutor(len(addresses), thread_name_prefix="terrace-link")
+        most = max(1, push_bytes // len(addresses))
+        self.outboxes = [Outbox(link, most_bytes=most) for link in self.links]
+        self._held: dict[int, tuple[str, Frame[Any]]] = {}
+        self._meetings = 0
+        self.marker, self.rows = -1, 0
+        try:
+            self.open()
+        except BaseException:
+            self.close()
+            raise
+
+    # -- sessions -------------------------------------------------------------------------------
+
+    def open(self) -> None:
+        """Enter all shards as a new incarnation, above all that any of them knows."""
+        for _ in range(_TRIES):
+            known = self.each(lambda shard: self.links[shard].ask(0).incarnation)
+            self.identity = self.identity.reborn(1 + max(known))
+            for link, outbox in zip(self.links, self.outboxes, strict=True):
+                link.identity = self.identity
+                outbox.forget()
+            try:
+                self.each(lambda shard: self.links[shard].open(self.links[shard].openings))
+            except FencedError:
+                continue  # another process was faster
+            first = self.links[0].ask(0)
+            self.marker = int(first.marker) - 1
+            return
+        raise FencedError(
+            f"client {self.identity.client!r}: other processes of this name keep coming in; give "
+            f"each job a name of its own"
+        )
+
+    def each(self, call: Callable[[int], T]) -> list[T]:
+        """What ``call`` gives for each shard, all at once. Raises: the first error, by shard."""
+        futures = [self._threads.submit(call, shard) for shard in range(len(self.links))]
+        return [future.result() for future in futures]
+
+    def call(self, shard: int, method: str, frame: Frame[Any], **options: Any) -> Frame[Any]:
+        """One call to a shard, waiting for it if it is away; the session is set here."""
+        if hasattr(frame.message, "session"):
+            frame.message.session.CopyFrom(self.identity.session)
+        return self.links[shard].call(method, frame.pack(), **options)
+
+    # -- pulls ----------------------------------------------------------------------------------
+
+    def pull(self, table: str, keys: Keys, *, least: int, own: int) -> Iterator[Pulled]:
+        """Embeddings with all changes of the first ``least`` steps of every worker, in pieces.
+
+        keys: (U,) uint64, unique. own: steps that this worker has made.
+        """
+        return self._pull(table, keys, dict(least_clock=least, own_clock=own))
+
+    def peek(self, table: str, keys: Keys) -> Iterator[Pulled]:
+        """Embeddings as they are now; nothing is inserted, counted or moved at the shards."""
+        return self._pull(table, keys, dict(peek=True))
+
+    def _pull(self, table: str, keys: Keys, fields: Mapping[str, Any]) -> Iterator[Pulled]:
+        dim = self.tables[table].dim
+        waiting = deque(self._pieces(keys, 4 * dim))
+        on_the_way: deque[tuple[int, Positions, bytes, Any]] = deque()
+        while waiting or on_the_way:
+            while waiting and len(on_the_way) < _PIECES_ON_THE_WAY * len(self.links):
+                shard, indices = waiting.popleft()
+                request = wire.PullRequest(table=table, rows=len(indices), **fields)
+                request.session.CopyFrom(self.identity.session)
+                data = Frame(request, keys[indices]).pack()
+                on_the_way.append((shard, indices, data, self.links[shard].start("Pull", data)))
+            shard, indices, data, future = on_the_way.popleft()
+            reply = self._pulled(shard, data, future)
+            values = array_of(reply.array, np.float32, len(indices), dim, name="rows")
+            yield Pulled(indices, values, int(reply.message.clock))
+
+    def _pulled(self, shard: int, data: bytes, future: Any) -> Frame[Any]:
+        """The answer to a pull that is on its way, or to another attempt."""
+        link, first = self.links[shard], [future]
+
+        def attempt(left: float) -> Frame[Any]:
+            seen = link.openings
+            try:
+                return link.finish("Pull", first.pop() if first else link.start("Pull", data))
+            except ReopenError:
+                link.open(seen)
+                raise
+
+        return link.persist(attempt)
+
+    def _pieces(self, keys: Keys, row_bytes: int) -> list[tuple[int, Positions]]:
+        """Shards and indices of keys, piece by piece, those of all shards in turn."""
+        most = max(1, PIECE_BYTES // (row_bytes + 16))
+        shares = [
+            [(shard, share[start : start + most]) for start in range(0, len(share), most)]
+            for shard, share in enumerate(self.partition.split(keys))
+        ]
+        longest = max(map(len, shares))
+        return [s[turn] for turn in range(longest) for s in shares if turn < len(s)]
+
+    # -- changes --------------------------------------------------------------------------------
+
+    def push(self, table: str, keys: Keys, gradients: Floats, uses: Counts, step: Step) -> None:
+        """Gradients of unique rows, applied at the shards. They count with the next `advance`.
+
+        keys: (U,) uint64. gradients: (U, D) float32. uses: (U,) int32.
+        """
+        spec = self.tables[table]
+        for shard, indices in self._pieces(keys, 4 * spec.dim):
+            request = wire.PushRequest(
+                table=table, rows=len(indices), step=step.step, lr=step.lr, scale=step.scale,
+                keys=keys[indices].tobytes(),
+            )  # fmt: skip
+            if spec.admission is not None:
+                request.uses = uses[indices].astype(np.int32).tobytes()
+            self._hold(shard, "Push", Frame(request, gradients[indices]))
+
+    def advance(self, clock: int) -> None:
+        """This worker has made ``clock`` steps: the last of their changes tells each shard."""
+        for shard in range(len(self.links)):
+            if shard not in self._held:
+                self._hold(shard, "Push", Frame(wire.PushRequest(scale=1.0)))
+            self._held[shard][1].message.clock = clock
+            self._let_go(shard)
+
+    def write(self, table: str, keys: Keys, values: Floats) -> None:
+        """Set embeddings of unique keys, optimizer state anew. values: (U, D) float32."""
+        dim = self.tables[table].dim
+        for shard, indices in self._pieces(keys, 4 * dim):
+            request = wire.WriteRequest(
+                table=table, rows=len(indices), width=dim, keys=keys[indices].tobytes()
+            )
+            self._put(shard, "Write", Frame(request, values[indices]))
+        self.flush()
+
+    def delete(self, table: str, keys: Keys) -> None:
+        """Forget rows of unique keys for good."""
+        for shard, indices in self._pieces(keys, 8):
+            request = wire.DeleteRequest(table=table, rows=len(indices))
+            self._put(shard, "Delete", Frame(request, keys[indices]))
+        self.flush()
+
+    def flush(self) -> None:
+        """Return when all shards have applied all changes of this worker."""
+        for shard in range(len(self.links)):
+            self._let_go(shard)
+        for outbox in self.outboxes:
+            outbox.flush()
+
+    def cut(self, *, closing: bool = False) -> None:
+        """Have all shards make everything up to now durable."""
+        self.flush()
+        self.each(
+            lambda shard: self.call(
+                shard, "Cut", Frame(wire.CutRequest(closing=closing)), attempt_seconds=_SLOW_SECONDS
+            )
+        )
+
+    def _hold(self, shard: int, method: str, frame: Frame[Any]) -> None:
+        """Keep the newest change back, so that it can tell the clock; send the one before."""
+        self._let_go(shard)
+        self._held[shard] = (method, frame)
+
+    def _let_go(self, shard: int) -> None:
+        held = self._held.pop(shard, None)
+        if held is not None:
+            self.outboxes[shard].put(*held)
+
+    def _put(self, shard: int, method: str, frame: Frame[Any]) -> None:
+        self._let_go(shard)
+        self.outboxes[shard].put(method, frame)
+
+    # -- checkpoints ----------------------------------------------------------------------------
+
+    def meet(self, word: bytes = b"") -> bytes:
+        """Wait for all workers of the job: what rank 0 said.
+
+        Raises: UnavailableError, naming who has not come.
+        """
+        self._meetings += 1
+        if self.identity.world == 1:
+            return word
+        request = wire.MeetRequest(round=self.identity.round, number=self._meetings)
+        return bytes(self.call(0, "Meet", Frame(request, word)).array)
+
+    def checkpoint(self, step: int, state: Mapping[str, Any]) -> None:
+        """One checkpoint of all shards, with the state of rank 0; in every worker.
+
+        The others prepare, then shard 0 commits the state and the marker in one transaction. Only
+        the marker counts: a crash in between leaves the checkpoint before.
+        """
+        self.flush()
+        self.meet()
+        if self.identity.rank == 0:
+            self._prepare_and_commit(step, state)
+        self.meet()
+        self.marker = step
+
+    def _prepare_and_commit(self, step: int, state: Mapping[str, Any]) -> None:
+        tree, tensors = pack_state(state)
+
+        def prepare(shard: int) -> None:
+            if shard:
+                request = wire.PrepareRequest(step=step, last=True, committed=self.marker + 1)
+                self.call(shard, "Prepare", Frame(request), attempt_seconds=_SLOW_SECONDS)
+
+        def commit(shard: int) -> None:
+            if shard:
+                request = wire.CommitRequest(step=step)
+                self.call(shard, "Commit", Frame(request), attempt_seconds=_SLOW_SECONDS)
+
+        self.each(prepare)
+        for offset in range(0, max(1, len(tensors)), PIECE_BYTES):
+            last = offset + PIECE_BYTES >= len(tensors)
+            request = wire.PrepareRequest(
+                step=step, offset=offset, size=len(tensors), last=last, marker=True,
+                tree=tree if last else "", committed=self.marker + 1,
+            )  # fmt: skip
+            piece = tensors[offset : offset + PIECE_BYTES]
+            self.call(0, "Prepare", Frame(request, piece), attempt_seconds=_SLOW_SECONDS)
+        self.each(commit)
+
+    def resume(self) -> tuple[int, dict[str, Any]]:
+        """All shards back to the newest marker, in every worker: its step and rank 0's state.
+
+        This process gets a new incarnation, so nothing that is on its way counts. Raises:
+        StoreError when there is no checkpoint.
+        """
+        self._held.clear()
+        self.open()
+        step = int(self.meet(str(self.marker).encode()))
+        if step < 0:
+            raise StoreError(
+                f"{self.links[0].name}: expected a checkpoint to resume from, found none; start "
+                f"without resuming"
+            )
+        if self.identity.rank == 0:
+            request = wire.RewindRequest(step=step)
+            self.each(
+                lambda shard: self.call(
+                    shard, "Rewind", Frame(request.__class__(step=step)),
+                    attempt_seconds=_SLOW_SECONDS,
+                )
+            )  # fmt: skip
+        self.meet()
+        self.marker = step
+        return step, self._state(step)
+
+    def _state(self, step: int) -> dict[str, Any]:
+        pieces: list[bytes] = []
+        while True:
+            have = sum(map(len, pieces))
+            request = wire.LookRequest(what="state", step=step, offset=have)
+            reply = self.call(0, "Look", Frame(request))
+            pieces.append(bytes(reply.array))
+            if have + len(pieces[-1]) >= reply.message.size:
+                return unpack_state(reply.message.text, b"".join(pieces))
+
+    # -- figures and the end --------------------------------------------------------------------
+
+    def look(self, what: str) -> list[Any]:
+        """What each shard says: "stats", "digest" or "check"."""
+        return self.each(
+            lambda shard: json.loads(
+                self.call(
+                    shard, "Look", Frame(wire.LookRequest(what=what)),
+                    attempt_seconds=_SLOW_SECONDS,
+                ).message.text
+            )
+        )  # fmt: skip
+
+    @property
+    def wants_checkpoint(self) -> bool:
+        """Some shard's disk is nearly full."""
+        return any(outbox.wants_checkpoint for outbox in self.outboxes)
+
+    def close(self) -> None:
+        """Let go of threads and connections; what was not flushed is lost. Twice is fine."""
+        for link in self.links:
+            link.stop.set()
+        for outbox in self.outboxes:
+            outbox.close()
+        self._threads.shutdown()
+        for link in self.links:
+            link.close()

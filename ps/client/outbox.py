@@ -1,0 +1,266 @@
+"""Outbox: a worker's changes on their way to one shard, in order, each applied once.
+
+Every change gets the next sequence and is sent until the shard has answered it; two are on their
+way at once, so that one is applied while the next is carried. Where the shard may lose what it
+answered (durability "interval"), a change stays here until the shard says that it is durable, and
+is repeated when the shard comes back without it. All that is bounded in bytes: at half the bound
+the shard is asked for a cut, at the bound `put` waits.
+
+Threads: "terrace-push" sends; `put` and the rest from any.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from ps.client.link import PASSING, Link, Patience
+from ps.wire import terrace_pb2 as wire
+from ps.wire.frame import Frame
+from ps.wire.status import ReopenError
+from storage.errors import LostError, TerraceError, UnavailableError
+
+_IN_FLIGHT = 2
+_CUT_SECONDS = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """A change as it is sent."""
+
+    sequence: int
+    method: str
+    data: bytes
+    life: int
+
+
+class Outbox:
+    """See the module's docstring; of ``link``, whose session is open. most_bytes: of all changes
+    that are here; a larger one may be here alone.
+
+    skipped: rows that the shard left out. wants_checkpoint: the shard's disk is nearly full.
+    """
+
+    def __init__(self, link: Link, *, most_bytes: int) -> None:
+        self.skipped = 0
+        self.wants_checkpoint = False
+        self._link = link
+        self._most_bytes = most_bytes
+        self._keeps = False
+        self._changed = threading.Condition()
+        self._entries: deque[_Entry] = deque()  # all that may have to be sent again
+        self._next = 0  # index there of the first that is not on its way
+        self._bytes = 0
+        self.last = self._answered = self._durable = 0
+        self._failure: TerraceError | None = None
+        self._closing = self._wanted = False
+        self._life = 0  # of the link's incarnations
+        self._patience: Patience | None = None
+        self._flying: deque[tuple[_Entry, Any]] = deque()
+        link.awaited, link.reopened = lambda: self.last, self._reopened
+        self._thread = threading.Thread(target=self._run, name="terrace-push", daemon=True)
+        self._thread.start()
+
+    def put(self, method: str, frame: Frame[Any]) -> None:
+        """Queue a change; its sequence and session are set here. Waits where too much is queued.
+
+        Raises: what stopped the outbox; UnavailableError when nothing moves for the link's timeout.
+        """
+        with self._changed:
+            self._ensure_sound()
+            size = frame.size
+            self._make_room(size)
+            self.last += 1
+            frame.message.sequence = self.last
+            frame.message.session.CopyFrom(self._link.identity.session)
+            entry = _Entry(self.last, method, frame.pack(), self._life)
+            self._entries.append(entry)
+            self._bytes += len(entry.data)
+            self._changed.notify_all()
+
+    def flush(self) -> None:
+        """Return when the shard has answered all that was put. Raises: as `put`."""
+        with self._changed:
+            last = self.last
+            self._wait(lambda: self._answered >= last, "answers")
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the changes that are here."""
+        return self._bytes
+
+    def forget(self) -> None:
+        """Nothing that was put counts any more: a new incarnation begins. The link stands still."""
+        with self._changed:
+            self._life += 1
+            self._entries.clear()
+            self._flying.clear()
+            self._next = self._bytes = self.last = self._answered = self._durable = 0
+            self._failure = None
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """Stop the thread, whatever is queued. Twice is fine."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        self._thread.join(self._link.timeout_seconds)
+
+    # -- the thread's ---------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(self._has_work)
+                if self._closing:
+                    return
+                full = self._full
+            try:
+                if full:
+                    self._cut()
+                self._send()
+                self._receive()
+            except TerraceError as error:  # the thread's edge: raised at the next call
+                with self._changed:
+                    self._failure = error
+                    self._next, self._flying = 0, deque()
+                    self._changed.notify_all()
+
+    def _has_work(self) -> bool:
+        if self._closing:
+            return True
+        if self._failure is not None:
+            return False
+        done = self._flying and self._flying[0][1].done()
+        free = self._next < len(self._entries) and len(self._flying) < _IN_FLIGHT
+        return bool(done or free or self._full)
+
+    @property
+    def _full(self) -> bool:
+        """All is answered, much of it not durable: a cut would make room."""
+        answered = self._answered == self.last and not self._flying
+        much = self._wanted or 2 * self._bytes > self._most_bytes
+        return self._keeps and answered and bool(self._bytes) and much
+
+    def _send(self) -> None:
+        while True:
+            with self._changed:
+                if self._next >= len(self._entries) or len(self._flying) >= _IN_FLIGHT:
+                    return
+                entry = self._entries[self._next]
+                self._next += 1
+            future = self._link.start(entry.method, entry.data)
+            future.add_done_callback(self._wake)
+            with self._changed:
+                if entry.life == self._life:
+                    self._flying.append((entry, future))
+
+    def _wake(self, future: Any) -> None:
+        with self._changed:
+            self._changed.notify_all()
+
+    def _receive(self) -> None:
+        with self._changed:
+            if not self._flying or not self._flying[0][1].done():
+                return
+            entry, future = self._flying.popleft()
+        seen = self._link.openings
+        try:
+            reply = self._link.finish(entry.method, future).message
+        except TerraceError as error:
+            if entry.life == self._life:
+                self._repeat(seen, error)
+        else:
+            self._patience = None
+            self._note(entry, reply)
+
+    def _repeat(self, seen: int, error: TerraceError) -> None:
+        """Begin again with the first that is not answered. Raises: what cannot pass."""
+        if not isinstance(error, PASSING):
+            raise error
+        if isinstance(error, ReopenError):
+            self._link.open(seen)
+        else:
+            self._patience = self._patience or self._link.patience()
+            self._patience.bear(error)
+        self._start_over(self._answered)
+
+    def _cut(self) -> None:
+        request = wire.CutRequest(session=self._link.identity.session)
+        reply = self._link.call("Cut", request.SerializeToString(), attempt_seconds=_CUT_SECONDS)
+        self._note(None, reply.message)
+
+    # -- what a reply says ----------------------------------------------------------------------
+
+    def _note(self, entry: _Entry | None, reply: Any) -> None:
+        with self._changed:
+            if entry is not None and entry.life != self._life:
+                return
+            if entry is not None:
+                self._answered = max(self._answered, entry.sequence)
+            self._durable = max(self._durable, reply.durable)
+            self.skipped += reply.skipped
+            self.wants_checkpoint = reply.wants_checkpoint
+            self._drop(min(self._durable, self._answered) if self._keeps else self._answered)
+            self._changed.notify_all()
+
+    def _drop(self, sequence: int) -> None:
+        """Forget entries up to and including this sequence."""
+        while self._entries and self._entries[0].sequence <= sequence:
+            self._bytes -= len(self._entries.popleft().data)
+            self._next = max(0, self._next - 1)
+
+    def _start_over(self, answered: int) -> None:
+        """Send again what comes after ``answered``."""
+        with self._changed:
+            given_up, self._flying = list(self._flying), deque()
+            self._next = sum(entry.sequence <= answered for entry in self._entries)
+            self._changed.notify_all()
+        for _, future in given_up:
+            future.cancel()
+
+    def _reopened(self, reply: Any) -> None:
+        """The session was opened, perhaps at a shard that has lost what it had answered."""
+        with self._changed:
+            self._keeps = reply.keeps
+            first = self._entries[0].sequence if self._entries else self.last + 1
+            if reply.applied < first - 1:
+                raise LostError(
+                    f"{self._link.name}: expected {first - 1} changes of this worker, found "
+                    f"{reply.applied}: it lost some in a crash; go back to a checkpoint, in every "
+                    f"worker (store.resume(), terrace train --resume)"
+                )
+            self._answered = min(self._answered, reply.applied)
+        self._start_over(reply.applied)
+
+    # -- waiting --------------------------------------------------------------------------------
+
+    def _make_room(self, size: int) -> None:
+        self._wanted = bool(self._bytes) and self._bytes + size > self._most_bytes
+        if self._wanted:
+            self._changed.notify_all()
+            self._wait(lambda: not self._bytes or self._bytes + size <= self._most_bytes, "room")
+            self._wanted = False
+
+    def _ensure_sound(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+
+    def _wait(self, ready: Callable[[], bool], what: str) -> None:
+        """Wait on the condition; the deadline is for no progress at all."""
+        answered, deadline = self._answered, time.monotonic() + self._link.timeout_seconds
+        while not ready():
+            self._ensure_sound()
+            if self._answered != answered:
+                answered, deadline = self._answered, time.monotonic() + self._link.timeout_seconds
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise UnavailableError(
+                    f"{self._link.name}: waited {self._link.timeout_seconds:.0f} s for {what}"
+                )
+            self._changed.wait(left)
+        self._ensure_sound()

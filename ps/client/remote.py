@@ -1,0 +1,302 @@
+"""RemoteStore: tables whose rows live on shards; what `ps.connect` returns.
+
+Mode async: shards own the rows and apply the gradients that workers push; a worker computes in
+copies (`Replicas`) that are no more than ``staleness`` steps old: with 0, each batch sees all
+pushes of the step before, of every worker. A batch that is staged ahead asks for as new rows as it will
+need then. Copies that arrive for rows which an earlier batch uses are put in place when the batch
+is entered, so no row changes under a running step.
+
+Threads: as `Tables`. Nobody waits for a shard with the planner's lock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ps.client.client import Client, Step
+from ps.client.replicas import Replicas
+from ps.record import Record, condense
+from ps.stack import divide
+from ps.table import Table
+from ps.tables import Tables
+from ps.workingset import Asked, Part, WorkingSet
+from storage.errors import StoreError
+from storage.keys import as_keys
+from storage.rows import Floats, Keys, Mask, Positions
+
+
+class _NothingComes:
+    """Batches that are announced make no difference here."""
+
+    def announce(self, batch: Mapping[str, Asked]) -> None:
+        """See `ps.tables.Announcements`."""
+
+    def give_up(self) -> bool:
+        """See `ps.tables.Announcements`."""
+        return False
+
+    def end(self) -> None:
+        """See `ps.tables.Announcements`."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Arrived:
+    """Copies for rows that an earlier batch uses: they wait until it is done."""
+
+    table: str
+    positions: Positions
+    values: Floats
+
+
+class RemoteStore(Tables):
+    """See the module's docstring. client: owned from now on. size: budget of the top tier in bytes,
+    on ``device``.
+
+    Raises: ConfigError.
+    """
+
+    stacks: dict[str, Replicas]
+
+    def __init__(
+        self,
+        client: Client,
+        tables: Sequence[Table],
+        *,
+        staleness: int,
+        size: int,
+        device: torch.device,
+        policy: str,
+        threads: int,
+    ) -> None:
+        names = ",".join(link.name for link in client.links)
+        super().__init__(names, tables, device, threads)
+        self.staleness = staleness
+        self.rank, self.world = client.identity.rank, client.identity.world
+        self.coming = _NothingComes()
+        self.client = client
+        self.steps_made = 0
+        shares = divide(size, tables)
+        self.stacks = {
+            table.name: Replicas(table, shares[table.name], device=device, policy=policy)
+            for table in tables
+        }
+
+    # -- batches ---------------------------------------------------------------------------------
+
+    def stage_asked(self, asked: Mapping[str, Asked]) -> WorkingSet:
+        """See `Tables.stage`; what this worker lacks, or has too old, is pulled.
+
+        Raises: WorkingSetError; UnavailableError.
+        """
+        assert self.staleness is not None
+        due = self.steps_made + self.ahead
+        least = max(0, due - self.staleness)
+        parts: dict[str, Part] = {}
+        lacking: dict[str, tuple[Mask, Mask]] = {}
+        with self.planner:
+            try:
+                for name, one in asked.items():
+                    positions, pull, used = self.stacks[name].pin(one.keys, one.counts, least)
+                    parts[name] = Part(one.keys, positions, one.counts, one.inverses)
+                    lacking[name] = (pull, used)
+            except BaseException:
+                self._give_back(parts, lacking)
+                raise
+        working_set = WorkingSet(parts, self._release)
+        try:
+            for name, part in parts.items():
+                working_set.arrived += self._pull(name, part, *lacking[name], least)
+        except BaseException:
+            with self.planner:
+                self._forget(parts, lacking)
+            raise
+        with self.planner:
+            for name, part in parts.items():
+                self.stacks[name].observe(part.positions, due)
+        if not self.ahead:
+            self.enter(working_set)
+        self.observers.staged(asked)
+        return working_set
+
+    def enter(self, working_set: WorkingSet) -> None:
+        """See `Tables.enter`."""
+        while working_set.arrived:
+            one = working_set.arrived.pop()
+            self.stacks[one.table].fill(one.positions, one.values)
+
+    def _pull(
+        self, name: str, part: Part, pull: Mask, used: Mask, least: int
+    ) -> Iterator[_Arrived]:
+        """Pull the rows of one table that are lacking; those that are in use are given back."""
+        wanted = np.flatnonzero(pull)
+        if not len(wanted):
+            return
+        stack, keys = self.stacks[name], part.keys[wanted]
+        for piece in self.client.pull(name, keys, least=least, own=self.steps_made):
+            which = wanted[piece.indices]
+            positions, waits = part.positions[which], used[which]
+            if self.ahead and waits.any():
+                yield _Arrived(name, positions[waits], piece.values[waits])
+                stack.fill(positions[~waits], piece.values[~waits])
+            else:
+                stack.fill(positions, piece.values)
+            stack.mark(positions, piece.clock)
+
+    def _give_back(
+        self, parts: Mapping[str, Part], lacking: Mapping[str, tuple[Mask, Mask]]
+    ) -> None:
+        self._forget(parts, lacking)
+        self._unpin(parts)
+
+    def _forget(self, parts: Mapping[str, Part], lacking: Mapping[str, tuple[Mask, Mask]]) -> None:
+        """What was to be pulled has perhaps not come."""
+        for name, part in parts.items():
+            self.stacks[name].mark(part.positions[lacking[name][0]], -1)
+
+    def _release(self, working_set: WorkingSet) -> None:
+        # Never entered: what came for it is in no place, though its clock says so.
+        for one in working_set.arrived:
+            self.stacks[one.table].mark(one.positions, -1)
+        super()._release(working_set)
+
+    # -- steps -----------------------------------------------------------------------------------
+
+    @contextmanager
+    def stepping(self) -> Iterator[None]:
+        """See `Tables.stepping`; at the end every shard knows that this worker made a step."""
+        yield
+        self.steps_made += 1
+        self.client.advance(self.steps_made)
+
+    def apply(
+        self, table: str, records: Sequence[Record], *, lr: float, step: int, scale: float
+    ) -> int:
+        """See `Tables.apply`; the shards apply, some time later.
+
+        Rows are skipped here when not finite, and at the shard as well.
+        """
+        spec = self.tables[table]
+        positions, gradients, uses = condense(spec.dim, records, self.pool)
+        keys = self.stacks[table].top.keys_at(positions)
+        self.client.push(table, keys, gradients, uses, Step(lr, step, scale))
+        if all(record.finite for record in records):
+            return 0
+        return int(np.count_nonzero(~np.isfinite(gradients * np.float32(scale)).all(axis=1)))
+
+    # -- rows ------------------------------------------------------------------------------------
+
+    def write(
+        self, table: str, keys: torch.Tensor | NDArray[Any], embeddings: torch.Tensor | Floats
+    ) -> None:
+        """See `Tables.write`; the shards have them when it returns."""
+        spec, given = self._spec(table), self._keys(table, keys)
+        if isinstance(embeddings, torch.Tensor):
+            embeddings = embeddings.detach().to("cpu", torch.float32).numpy()
+        rows = spec.new_rows(given, np.asarray(embeddings, np.float32), 0)
+        self.client.write(table, rows.keys, rows.values[:, : spec.dim])
+        with self.planner:
+            self.stacks[table].forget(rows.keys)
+
+    def delete(self, table: str, keys: torch.Tensor | NDArray[Any]) -> None:
+        """See `Tables.delete`. Raises: StoreError when a row is part of a batch in flight."""
+        unique = np.unique(as_keys(keys))
+        stack = self.stacks[self._spec(table).name]
+        with self.planner:
+            self.settle()
+            positions = stack.top.place(unique)
+            if not stack.top.unpinned(positions[positions >= 0]).all():
+                raise StoreError(
+                    f"delete: table {table!r}: some keys belong to a batch in flight; finish the "
+                    f"step (or the prefetch loop) first"
+                )
+            stack.top.delete(unique)
+        self.client.delete(table, unique)
+
+    def digest(self) -> int:
+        """See `Tables.digest`; of the rows of all shards."""
+        self.client.flush()
+        return sum(map(int, self.client.look("digest"))) % 2**64
+
+    def _peek(self, table: str, keys: Keys) -> Floats:
+        self.client.flush()  # its own pushes
+        values = np.empty((len(keys), self.tables[table].dim), np.float32)
+        for piece in self.client.peek(table, keys):
+            values[piece.indices] = piece.values
+        return values
+
+    # -- durability, figures and the end ---------------------------------------------------------
+
+    def checkpoint(self, step: int, state: Mapping[str, Any] | None = None) -> None:
+        """See `Tables.checkpoint`; of all shards at once, with the state of rank 0."""
+        self.planner.ensure_usable()
+        self.client.checkpoint(int(step), state or {})
+
+    @property
+    def wants_checkpoint(self) -> bool:
+        """See `Tables.wants_checkpoint`; of any shard."""
+        return self.client.wants_checkpoint
+
+    @property
+    def checkpoints(self) -> list[int]:
+        """See `Tables.checkpoints`."""
+        kept: list[int] = self.client.look("stats")[0]["checkpoints"]
+        return kept
+
+    def resume(self) -> tuple[int, dict[str, Any]]:
+        """See `Tables.resume`; in every worker, all shards go back together.
+
+        Raises: StoreError when there is no checkpoint, or a batch is in flight.
+        """
+        with self.planner:
+            self.settle()
+            if self.prefetching or any(stack.top.pinned for stack in self.stacks.values()):
+                raise StoreError(
+                    f"{self.path}: resume: a batch is in flight; end the prefetch loop, drop its "
+                    f"outputs and call zero_grad() of the SparseOptimizer"
+                )
+            found = self.client.resume()
+            self.steps_made = 0
+            for stack in self.stacks.values():
+                stack.forget()
+            return found
+
+    def stats(self) -> dict[str, Any]:
+        """See `Tables.stats`: this worker's copies, and under "shards" what each shard says."""
+        with self.planner:
+            copies = {name: self._report(stack) for name, stack in self.stacks.items()}
+        return {
+            "tables": copies,
+            "shards": self.client.look("stats"),
+            "skipped_rows": sum(outbox.skipped for outbox in self.client.outboxes),
+        }
+
+    def close(self) -> None:
+        """Wait until the shards have all changes and made them durable, then let go."""
+        if self.planner.closed:
+            return
+        try:
+            if self.planner.failure is None:
+                self.client.cut(closing=True)
+        finally:
+            self.abandon()
+
+    def abandon(self) -> None:
+        """Let go of everything; what was not applied yet is lost."""
+        with self.planner.ending():
+            self.planner.closed = True
+        self.client.close()
+        self.pool.close()
+        self.observers.close()
+
+    @staticmethod
+    def _report(stack: Replicas) -> dict[str, Any]:
+        top = stack.top
+        tier = {"tier": top.name, "rows": len(top), "capacity": top.limit, **top.stats.report()}
+        return {"tiers": [tier], "staleness": stack.staleness()}

@@ -1,0 +1,105 @@
+"""Replicas: a worker's top tier of one table in mode async: copies of embeddings that shards own.
+
+A copy is as new as the clock it was pulled at: it has all changes of the first so many steps of
+every worker. One that is too old is pulled again, into the same place. Copies are never written
+back: gradients go to the shards. What is evicted is just dropped.
+
+The step of a position (`CacheTier.steps`) is that clock plus 1, and 0 for a place without a copy.
+
+Threads: as the tier's; `fill` writes to positions that its caller has pinned.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ps.table import Table
+from storage.array import FloatArray
+from storage.budget import show_size
+from storage.cache import CacheTier, overhead_bytes
+from storage.errors import ConfigError
+from storage.rows import Counts, Floats, Keys, Mask, Positions
+from storage.shortage import too_small
+
+_LEAST_ROWS = 16
+
+
+class Replicas:
+    """See the module's docstring. size: budget in bytes, on ``device`` but for the index.
+
+    ages: observed steps that a use was behind, by number of uses; the last is "so many or more".
+    Raises: ConfigError when fewer than 16 rows fit.
+    """
+
+    def __init__(self, table: Table, size: int, *, device: torch.device, policy: str) -> None:
+        self.table = table
+        row = 4 * table.dim + overhead_bytes(1000, policy) / 1000
+        rows = int(size / row)
+        if table.rows is not None:
+            rows = min(rows, max(_LEAST_ROWS, table.rows))
+        if rows < _LEAST_ROWS:
+            raise ConfigError(
+                f"table {table.name!r}: {show_size(size)} hold {rows} copies of rows, expected "
+                f"{_LEAST_ROWS} or more; give the worker's top tier more memory"
+            )
+        array = FloatArray(rows, table.dim, 0, device)
+        name = "ram" if device.type == "cpu" else "hbm"
+        self.top = CacheTier(name, array, capacity=rows, width=table.dim, policy=policy)
+        self.ages = np.zeros(65, np.int64)
+
+    def pin(self, keys: Keys, counts: Counts, least: int) -> tuple[Positions, Mask, Mask]:
+        """Places for a batch's rows, pinned; which to pull; and which of those others use now.
+
+        keys: (U,) uint64, unique; counts: (U,) int32 uses. least: clock that copies must have. One
+        `unpin` undoes it. Raises: WorkingSetError, before anything has changed.
+        """
+        top = self.top
+        positions = top.place(keys)
+        held = positions >= 0
+        there = positions[held]
+        used = np.zeros(len(keys), np.bool_)
+        used[held] = ~top.unpinned(there)
+        if len(keys) - int(np.count_nonzero(used)) > top.room:
+            raise too_small(top, len(keys), None, None)
+        fresh = np.zeros(len(keys), np.bool_)
+        fresh[held] = top.steps[there] > least
+        top.use(positions, counts)
+        stale = held & ~fresh
+        top.stats.key_hits -= int(np.count_nonzero(stale))
+        top.stats.access_hits -= int(counts[stale].sum())
+        top.pin(there)
+        missing = np.flatnonzero(~held)
+        taken = top.take(keys[missing])
+        top.pin(taken)
+        positions[missing] = taken
+        return positions, ~fresh, used & ~fresh
+
+    def fill(self, positions: Positions, values: Floats) -> None:
+        """Put copies where they belong. values: (n, D) float32."""
+        self.top.array.scatter(positions, values)
+
+    def mark(self, positions: Positions, clock: int) -> None:
+        """Copies at these positions have this clock; -1: there is none."""
+        self.top.steps[positions] = clock + 1
+
+    def unpin(self, positions: Positions) -> None:
+        """Let go of what one `pin` returned."""
+        self.top.unpin(positions)
+
+    def forget(self, keys: Keys | None = None) -> None:
+        """These rows (None: all) were changed in another way: pull them again."""
+        positions = self.top.occupied() if keys is None else self.top.place(keys)
+        self.mark(positions[positions >= 0], -1)
+
+    def observe(self, positions: Positions, clock: int) -> None:
+        """Count how many steps these copies are behind ``clock``, which they are used at."""
+        behind = np.maximum(0, clock + 1 - self.top.steps[positions].astype(np.int64))
+        last = len(self.ages) - 1
+        self.ages += np.bincount(np.minimum(behind, last), minlength=last + 1)
+
+    def staleness(self) -> dict[str, int]:
+        """Uses of rows by the steps they were behind, as JSON values."""
+        seen: NDArray[np.int64] = np.flatnonzero(self.ages)
+        return {str(behind): int(self.ages[behind]) for behind in seen}

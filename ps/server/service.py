@@ -1,0 +1,292 @@
+"""Service: the methods of terrace.v1.Shard: reads messages, asks the shard, writes answers.
+
+Nothing in a message is trusted; what cannot be meant is INVALID_ARGUMENT in one line and changes
+nothing. Errors become statuses in `ps.wire.status`.
+
+Threads: gRPC's own; each call has a deadline, the client's or `LONGEST_SECONDS`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+import grpc
+import numpy as np
+
+from ps.server.change import KINDS, record_of
+from ps.server.flight import Flight
+from ps.server.health import Health, State
+from ps.server.metrics import Metrics
+from ps.server.sessions import Session
+from ps.shard import Shard
+from ps.table import Table, table_from
+from ps.wire import terrace_pb2 as wire
+from ps.wire.frame import Frame, unpacker
+from ps.wire.status import status_of
+from storage.errors import (
+    DiskFullError,
+    MismatchError,
+    OverloadedError,
+    RefusedError,
+    ShardError,
+    TerraceError,
+)
+
+WIRE_VERSION = 1
+"""Of protos/ps/wire/terrace.proto."""
+
+LONGEST_SECONDS = 600.0
+MOST_MESSAGE_BYTES = 16 << 20
+"""Of a request and of an answer; clients cut their working sets into smaller pieces."""
+
+_MEET_SECONDS = 5.0
+_MOST_TABLES, _MOST_SPEC = 1024, 1 << 16
+_PIECE = 4 << 20
+_LOG = logging.getLogger("terrace.server")
+_DESCRIPTOR = wire.DESCRIPTOR.services_by_name["Shard"]
+Handler = Callable[[Frame[Any], grpc.ServicerContext], Frame[Any]]
+
+
+class Service(grpc.GenericRpcHandler):  # type: ignore[misc]
+    """See the module's docstring. flight: bounds the bytes of messages that are held."""
+
+    def __init__(self, shard: Shard, metrics: Metrics, health: Health, flight: Flight) -> None:
+        self._shard = shard
+        self._metrics = metrics
+        self._health = health
+        self._flight = flight
+        self._methods: dict[str, Any] = {}
+        for method in _DESCRIPTOR.methods:
+            kind = getattr(wire, method.input_type.name)
+            call = self._guarded(unpacker(kind), getattr(self, f"_{method.name.lower()}"))
+            self._methods[f"/{_DESCRIPTOR.full_name}/{method.name}"] = (
+                grpc.unary_unary_rpc_method_handler(call)
+            )
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
+        """The handler of a method, None for one that there is not."""
+        return self._methods.get(handler_call_details.method)
+
+    # -- what all methods have in common --------------------------------------------------------
+
+    def _guarded(self, unpack: Callable[[bytes], Frame[Any]], handle: Handler) -> Any:
+        """The method as gRPC calls it: bytes to bytes."""
+
+        def call(data: bytes, context: grpc.ServicerContext) -> bytes:
+            try:
+                self._hold(len(data), context)
+                return handle(unpack(data), context).pack()
+            except TerraceError as error:
+                failure = error
+            except Exception as error:  # the edge: what is not ours becomes INTERNAL
+                _LOG.exception("a request failed")
+                kind = type(error).__name__
+                failure = ShardError(f"the shard failed ({kind}); its log says more")
+            self._fail(failure, context)
+            raise AssertionError("abort raises")
+
+        return call
+
+    def _fail(self, error: TerraceError, context: grpc.ServicerContext) -> None:
+        self._metrics.refused(type(error).__name__)
+        if isinstance(error, DiskFullError):
+            self._health.change(State.DISK_FULL)
+        code, details, trailing = status_of(error)
+        context.set_trailing_metadata(trailing)
+        context.abort(code, details)
+
+    def _hold(self, size: int, context: grpc.ServicerContext) -> None:
+        """Count bytes until the call is over, its answer taken. Raises: OverloadedError."""
+        self._flight.take(size)
+        if not context.add_callback(lambda: self._flight.give(size)):
+            self._flight.give(size)
+
+    def _session(self, message: Any) -> Session:
+        told = message.session
+        return self._shard.sessions.get(told.client, told.incarnation)
+
+    # -- the methods ----------------------------------------------------------------------------
+
+    def _open(self, frame: Frame[Any], context: grpc.ServicerContext) -> Frame[Any]:
+        told, shard = frame.message, self._shard
+        _ensure_same(told, shard)
+        client, incarnation = told.session.client, told.session.incarnation
+        reply = wire.OpenReply(boot=shard.boot, keeps=shard.keeps)
+        if incarnation:
+            session = shard.open(
+                client, incarnation, told.token, rank=told.rank, world=told.world,
+                awaited=told.last_sequence, tables=_tables(told.tables),
+            )  # fmt: skip
+            reply.opened, reply.applied = True, session.applied
+            reply.rows = sum(len(stack.ssd) for stack in shard.store.stacks.values())
+        elif told.tables:
+            shard.ensure_tables(_tables(told.tables))
+        reply.incarnation = shard.sessions.known(client)
+        if shard.loaded and shard.store.checkpoints:
+            reply.marker = 1 + shard.store.checkpoints[-1]
+        return Frame(reply)
+
+    def _pull(self, frame: Frame[Any], context: grpc.ServicerContext) -> Frame[Any]:
+        began = time.perf_counter()
+        told, shard = frame.message, self._shard
+        session = self._session(told)
+        owned = shard.owned
+        table = owned.table(told.table)
+        keys = owned.keys(table, frame.array, told.rows)
+        width = table.width if told.whole else table.dim
+        size = 4 * told.rows * (width + told.whole)
+        if size > MOST_MESSAGE_BYTES - 4096:
+            raise RefusedError(
+                f"pull: expected rows of {MOST_MESSAGE_BYTES} bytes at most in one request, got "
+                f"{size}; cut the working set into pieces"
+            )
+        self._hold(size, context)
+        deadline = _deadline(context)
+        if told.peek:
+            answer = shard.peek(told.table, keys, deadline=deadline)
+        else:
+            answer = shard.pull(
+                session, told.table, keys, least=told.least_clock, whole=told.whole,
+                deadline=deadline,
+            )  # fmt: skip
+            self._metrics.observed(max(0, told.own_clock - answer.clock))
+        reply = wire.PullReply(
+            clock=answer.clock, rows=told.rows, width=answer.values.shape[1], boot=shard.boot
+        )
+        if told.whole and not told.peek:
+            reply.steps = answer.steps.astype("<u4").tobytes()
+            reply.missing = answer.missing.astype(np.uint8).tobytes()
+        seconds = time.perf_counter() - began
+        self._metrics.pulled(seconds, rows=told.rows, size=answer.values.nbytes)
+        return Frame(reply, answer.values)
+
+    def _push(self, frame: Frame[Any], context: grpc.ServicerContext) -> Frame[Any]:
+        began = time.perf_counter()
+        reply = self._change("Push", frame, context)
+        told = frame.message
+        seconds, skipped = time.perf_counter() - began, reply.message.skipped
+        self._metrics.pushed(seconds, rows=told.rows, size=len(frame.raw), skipped=skipped)
+        return reply
+
+    def _write(self, frame: Frame[Any], context: grpc.ServicerContext) -> Frame[Any]:
+        return self._change("Write", frame, context)
+
+    def _delete(self, frame: Frame[Any], context: grpc.ServicerContext) -> Frame[Any]:
+        return self._change("Delete", frame, context)
+
+    def _change(self, kind: str, frame: Frame[Any], context: grpc.ServicerContext) -> Frame[Any]:
+        session = self._session(frame.message)
+        change = KINDS[kind][1](frame, self._shard.owned)
+        skipped = self._shard.change(
+            session, frame.message.sequence, change, record_of(kind, frame),
+            deadline=_deadline(context),
+        )  # fmt: skip
+        if self._health.state is State.DISK_FULL:
+            self._health.change(State.SERVING)
+        return self._changed(session, skipped)
+
+    def _cut(self, frame: Frame[Any], context: grpc.ServicerContext) -> Frame[Any]:
+        session = self._session(frame.message)
+        self._shard.cut(session, closing=frame.message.closing)
+        return self._changed(session, 0)
+
+    def _changed(self, session: Session, skipped: int) -> Frame[Any]:
+        shard = self._shard
+        reply = wire.ChangeReply(
+            applied=session.applied, durable=session.durable, skipped=skipped, boot=shard.boot
+        )
+        reply.wants_checkpoint = shard.store.wants_checkpoint
+        return Frame(reply)
+
+    def _meet(self, frame: Frame[Any], context: grpc.ServicerContext) -> Frame[Any]:
+        told, session = frame.message, self._session(frame.message)
+        word = self._shard.meetings.meet(
+            session.job, told.round[:256], rank=session.rank, world=session.world,
+            number=told.number, word=bytes(frame.array),
+            deadline=min(_deadline(context), time.monotonic() + _MEET_SECONDS),
+        )  # fmt: skip
+        return Frame(wire.MeetReply(), word)
+
+    def _prepare(self, frame: Frame[Any], context: grpc.ServicerContext) -> Frame[Any]:
+        told, session = frame.message, self._session(frame.message)
+        if told.size:
+            self._shard.take_state(
+                session, told.step, offset=told.offset, size=told.size, piece=bytes(frame.array)
+            )
+        if told.last:
+            self._shard.prepare(
+                session, told.step, tree=told.tree, size=told.size, marker=told.marker,
+                committed=told.committed - 1,
+            )  # fmt: skip
+        return Frame(wire.CheckpointReply(boot=self._shard.boot, step=told.step))
+
+    def _commit(self, frame: Frame[Any], context: grpc.ServicerContext) -> Frame[Any]:
+        self._session(frame.message)
+        self._shard.commit(frame.message.step)
+        return Frame(wire.CheckpointReply(boot=self._shard.boot, step=frame.message.step))
+
+    def _rewind(self, frame: Frame[Any], context: grpc.ServicerContext) -> Frame[Any]:
+        self._session(frame.message)
+        self._shard.rewind(frame.message.step)
+        return Frame(wire.CheckpointReply(boot=self._shard.boot, step=frame.message.step))
+
+    def _look(self, frame: Frame[Any], context: grpc.ServicerContext) -> Frame[Any]:
+        told, shard = frame.message, self._shard
+        if told.what == "stats":
+            return Frame(wire.LookReply(text=json.dumps(shard.stats())))
+        if told.what == "digest":
+            return Frame(wire.LookReply(text=json.dumps(shard.digest())))
+        if told.what == "check":
+            return Frame(wire.LookReply(text=json.dumps(shard.check())))
+        if told.what == "tables":
+            tables = [table.describe() for table in shard.store.tables.values()]
+            return Frame(wire.LookReply(text=json.dumps(tables)))
+        if told.what == "state":
+            tree, tensors = shard.state(told.step)
+            piece = tensors[told.offset : told.offset + _PIECE]
+            self._hold(len(piece), context)
+            return Frame(wire.LookReply(text=tree, size=len(tensors)), piece)
+        raise RefusedError(
+            f"look: expected stats, digest, check, tables or state, got {told.what[:40]!r}"
+        )
+
+
+def _ensure_same(told: Any, shard: Shard) -> None:
+    """Raises: MismatchError where client and shard would not understand each other."""
+    place = shard.place
+    pairs = {
+        "wire version": (told.wire_version, WIRE_VERSION),
+        "number of shards": (told.shards, place.shards),
+        "shard": (told.shard, place.shard),
+        "version of the partition": (told.partition_version, shard.partition.version),
+    }
+    for name, (theirs, ours) in pairs.items():
+        if theirs != ours:
+            raise MismatchError(
+                f"open: expected {name} {ours} of this server, got {theirs}; list all servers, in "
+                f"the order of their shards, and use one version of Terrace"
+            )
+
+
+def _tables(specs: Any) -> list[Table]:
+    """Tables from their descriptions. Raises: RefusedError; ConfigError."""
+    if not 1 <= len(specs) <= _MOST_TABLES or max(map(len, specs)) > _MOST_SPEC:
+        raise RefusedError(f"open: expected 1 to {_MOST_TABLES} tables of {_MOST_SPEC} bytes each")
+    try:
+        return [table_from(json.loads(spec)) for spec in specs]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        if isinstance(error, TerraceError):
+            raise
+        raise RefusedError(f"open: a table's description cannot be read ({error})") from error
+
+
+def _deadline(context: grpc.ServicerContext) -> float:
+    """The call's, as time.monotonic has it. Raises: OverloadedError when it has passed."""
+    left = context.time_remaining()
+    if left is not None and left <= 0:
+        raise OverloadedError("the deadline passed before the request had its turn")
+    return time.monotonic() + min(LONGEST_SECONDS, LONGEST_SECONDS if left is None else left)

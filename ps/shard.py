@@ -1,0 +1,456 @@
+"""Shard: one server's part of the tables: RAM over SSD, changed by one thread, exactly once.
+
+Requests come in many threads. They wait for what has to be before them (`Sessions`), then hand
+their work to the owner, the one thread that touches rows. A change is applied and noted as applied
+between the same two cuts, so that a crash keeps or loses both.
+
+What a reply promises, by durability:
+
+* ``strict``: the change is in the synced redo log (or a cut); nothing that was answered is lost.
+* ``interval``: a cut comes within so many seconds; clients keep what no cut has, and repeat it.
+* ``checkpoint``: cuts are made at checkpoints only; after a crash all go back to one.
+
+After a crash the last cut is shown, and in ``strict`` the redo log is applied on top. Pulls wait
+until every client has repeated what it kept.
+
+Threads: any, but for `apply` and its like, which are the owner's. Every wait has a deadline.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from ps.checkpoint import FENCES_FACT, KEPT, PLACE_FACT, REDO_FACT, SESSIONS_FACT
+from ps.directory import check_same, is_store
+from ps.partition import Partition
+from ps.server.change import Change, Owned, read_record, resident
+from ps.server.meeting import Meetings
+from ps.server.owner import Owner
+from ps.server.redo import Redo
+from ps.server.sessions import Session, Sessions
+from ps.settings import Settings
+from ps.state import pack_state, unpack_state
+from ps.store import Store
+from ps.table import Table
+from storage.array import FloatArray
+from storage.errors import (
+    ConfigError,
+    DiskFullError,
+    MismatchError,
+    RefusedError,
+    StoreError,
+)
+from storage.rows import Floats, Keys
+
+_OPEN_SECONDS = 600.0
+T = TypeVar("T")
+_MOST_STATE = 1 << 32
+
+
+@dataclass(frozen=True)
+class Place:
+    """Which shard this is. shard: from 0. shards: how many there are."""
+
+    shard: int
+    shards: int
+
+    def __post_init__(self) -> None:
+        Partition(self.shards)
+        if not 0 <= self.shard < self.shards:
+            raise ConfigError(f"--shard: expected I/N with I from 0 to N - 1, got {self.shard}")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Rows that were pulled. values: (U, width) float32. clock: see `Sessions`. steps: (U,) uint32
+    and missing: (U,) bool of whole rows, else None.
+    """
+
+    clock: int
+    values: Floats
+    steps: Any = None
+    missing: Any = None
+
+
+class Shard:
+    """See the module's docstring. path: of the store's folder. settings: of the store; the shard
+    makes cuts for "strict" as for "interval". replay_seconds: what clients have to repeat changes
+    after a restart. queue_bytes: what may wait for the owner.
+
+    boot: a number drawn at the start, by which clients notice a restart.
+
+    Raises: as `ps.open`.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        place: Place,
+        settings: Settings,
+        *,
+        replay_seconds: float = 120.0,
+        queue_bytes: int = 64 << 20,
+    ) -> None:
+        self.place = place
+        self.partition = Partition(place.shards)
+        self.boot = secrets.randbits(63) | 1
+        self.meetings = Meetings()
+        self.owner = Owner(most_bytes=queue_bytes)
+        self.keeps = settings.durability != "checkpoint"
+        self.sessions = Sessions(replays=self.keeps, replay_seconds=replay_seconds)
+        self.pulled_keys = self.pulled_hits = 0
+        self._path, self._strict = path, settings.durability == "strict"
+        self._settings = replace(settings, durability="interval") if self._strict else settings
+        self._replay_seconds = replay_seconds
+        self._opening = threading.Lock()
+        self._redo: Redo | None = None
+        self._store: Store | None = None
+        self._state: dict[int, tuple[str, bytes]] = {}
+        self._coming: dict[tuple[str, int], list[bytes]] = {}
+        try:
+            if is_store(path):
+                self._load(None)
+        except BaseException:
+            self.owner.close(drain=False)
+            raise
+
+    @property
+    def store(self) -> Store:
+        """The tables. Raises: RefusedError before a client has said what they are."""
+        if self._store is None:
+            raise RefusedError("the shard has no tables yet; open a session that names them")
+        return self._store
+
+    @property
+    def owned(self) -> Owned:
+        """What requests are checked against."""
+        return Owned(self.store.tables, self.partition, self.place.shard)
+
+    # -- sessions -------------------------------------------------------------------------------
+
+    def open(
+        self,
+        client: str,
+        incarnation: int,
+        token: int,
+        *,
+        rank: int,
+        world: int,
+        awaited: int,
+        tables: Sequence[Table],
+    ) -> Session:
+        """Let a worker in: its session. The first one says which tables there are.
+
+        Raises: FencedError; MismatchError where its tables are others; RefusedError.
+        """
+        self.ensure_tables(tables)
+        known = self.sessions.known(client)
+        session = self.sessions.open(
+            client, incarnation, token, rank=rank, world=world, awaited=awaited
+        )
+        if incarnation > known:
+            self.meetings.forget(session.job)
+            self._save_fences()
+        return session
+
+    @property
+    def loaded(self) -> bool:
+        """Whether there are tables."""
+        return self._store is not None
+
+    def ensure_tables(self, tables: Sequence[Table]) -> None:
+        """Make the store with these tables where there is none. Raises: MismatchError."""
+        with self._opening:
+            if self._store is None:
+                self._load(tables)
+            check_same(self._path, list(self.store.tables.values()), tables)
+
+    def _save_fences(self) -> None:
+        fences = self.sessions.fences
+        store = self.store
+        self._own(lambda: store.commit({FENCES_FACT: fences()}))
+
+    # -- rows -----------------------------------------------------------------------------------
+
+    def pull(
+        self, session: Session, table: str, keys: Keys, *, least: int, whole: bool, deadline: float
+    ) -> Answer:
+        """Rows with all changes of the first ``least`` steps of every worker.
+
+        keys: (U,) uint64, unique, of this shard. Raises: UnavailableError, naming who is behind.
+        """
+        if self.sessions.wait_recovered(deadline):
+            self._save_fences()
+        self.sessions.wait_clock(session, least, deadline)
+        size = keys.nbytes + 4 * len(keys) * self.store.tables[table].width
+        read = self._hand_out if whole else self._gather
+        return self.owner.run(lambda: read(session, table, keys), size=size, deadline=deadline)
+
+    def peek(self, table: str, keys: Keys, *, deadline: float) -> Answer:
+        """Embeddings as they are now; nothing is inserted, counted or moved."""
+        if self.sessions.wait_recovered(deadline):
+            self._save_fences()
+        store = self.store
+        size = 4 * len(keys) * store.tables[table].width
+        values = self.owner.run(lambda: store.peek(table, keys), size=size, deadline=deadline)
+        return Answer(0, np.ascontiguousarray(values))
+
+    def change(
+        self,
+        session: Session,
+        sequence: int,
+        change: Change,
+        record: Sequence[bytes],
+        *,
+        deadline: float,
+    ) -> int:
+        """Apply a change once, after all before it: rows that were left out.
+
+        record: of it, for the redo log. Raises: UnavailableError when one before it does not come;
+        DiskFullError, before anything has changed; FencedError.
+        """
+        if sequence < 1:
+            raise RefusedError(f"sequence: expected 1 or more, got {sequence}")
+        if self.sessions.wait_turn(session, sequence, deadline):
+            self.owner.run(
+                lambda: self._apply_once(session, sequence, change, record),
+                size=sum(map(len, record)),
+                deadline=deadline,
+            )
+        if self._redo is not None:
+            # Also for one that is repeated: its first answer may not have been synced.
+            self._redo.sync(self._redo.end)
+            self.sessions.synced(session, sequence)
+        return session.skipped.get(sequence, 0)
+
+    def cut(self, session: Session, *, closing: bool) -> None:
+        """Make all up to now durable. closing: the client ends."""
+        if closing:
+            self.sessions.close(session)
+        self._own(self.store.cut)
+
+    # -- checkpoints ----------------------------------------------------------------------------
+
+    def take_state(
+        self, session: Session, step: int, *, offset: int, size: int, piece: bytes
+    ) -> None:
+        """A piece of the tensors of a checkpoint's state. Raises: RefusedError out of order."""
+        key = (session.client, step)
+        if size > _MOST_STATE:
+            raise RefusedError(f"state: expected {_MOST_STATE} bytes at most, got {size}")
+        if offset == 0:
+            self._coming.clear()
+            self._coming[key] = []
+        have = sum(map(len, self._coming.get(key, [])))
+        if offset < have:
+            return  # repeated
+        if offset != have or have + len(piece) > size or key not in self._coming:
+            raise RefusedError(f"state: expected the piece at {have}, got {offset} of {size}")
+        self._coming[key].append(piece)
+
+    def prepare(
+        self, session: Session, step: int, *, tree: str, size: int, marker: bool, committed: int
+    ) -> None:
+        """Make a checkpoint. marker: it counts from now on; else once shard 0 has one of its step.
+
+        committed: the newest step that counts, -1 for none; what was prepared after it and never
+        counted is discarded. Done already, it is not done again.
+        """
+        tensors = b"".join(self._coming.pop((session.client, step), []))
+        if len(tensors) != size:
+            raise RefusedError(f"state: expected {size} bytes in pieces, got {len(tensors)}")
+        state = unpack_state(tree, tensors) if tree else {}
+        store = self.store
+
+        def make() -> None:
+            if step in store.checkpoints[-1:]:
+                return
+            if not marker:
+                store.discard_checkpoints(committed)
+            store.checkpoint(step, state, keep=KEPT if marker else KEPT + 1)
+
+        self._own(make)
+
+    def commit(self, step: int) -> None:
+        """The marker of this step is made: of three checkpoints the oldest may go."""
+        store = self.store
+        if step not in store.checkpoints:
+            raise StoreError(f"commit: expected a prepared checkpoint of step {step}, found none")
+        self._own(lambda: store.keep_checkpoints(KEPT))
+
+    def rewind(self, step: int) -> None:
+        """Go back to the checkpoint of this step; who may come and who may not stays as it is."""
+        store = self.store
+
+        def back() -> None:
+            store.resume(step)
+            self.sessions.reset_clocks()
+
+        self._own(back)
+
+    def state(self, step: int) -> tuple[str, bytes]:
+        """The caller's state of a checkpoint: JSON and tensors, as `ps.state.pack_state` gives."""
+        if step not in self._state:
+            self._state = {step: pack_state(self._own(lambda: self.store.state_of(step)))}
+        return self._state[step]
+
+    # -- figures and the end --------------------------------------------------------------------
+
+    def stats(self) -> dict[str, Any]:
+        """Counters, bytes, sessions and the queue, as JSON values."""
+        store = self.store
+        return {
+            "shard": self.place.shard,
+            "shards": self.place.shards,
+            "pulled": {"keys": self.pulled_keys, "hits": self.pulled_hits},
+            "sessions": self.sessions.open_count,
+            "recovering": self.sessions.recovering,
+            "wants_checkpoint": store.wants_checkpoint,
+            **store.stats(),
+        }
+
+    def digest(self) -> int:
+        """See `Store.digest`; of the rows of this shard."""
+        return self._own(self.store.digest)
+
+    def check(self) -> list[str]:
+        """See `Store.check`."""
+        return self._own(self.store.check)
+
+    def drain(self) -> None:
+        """End all waits for others: what is under way finishes, nothing waits any more."""
+        self.sessions.drain()
+        self.meetings.drain()
+
+    def close(self) -> None:
+        """Finish what is queued, make a cut, let go of everything. Twice is fine."""
+        self.drain()
+        self.owner.close()
+        with ExitStack() as steps:
+            if self._redo is not None:
+                steps.callback(self._redo.close)
+            if self._store is not None:
+                steps.callback(self._store.close)
+
+    # -- notes of a cut -------------------------------------------------------------------------
+
+    def facts(self) -> tuple[Mapping[str, bytes], Callable[[], None]]:
+        """How far everybody has come, and what the redo log holds beyond that. Between steps."""
+        saved, marks = self.sessions.save()
+        facts = {SESSIONS_FACT: saved}
+        generation = 0
+        if self._redo is not None:
+            generation = self._redo.rotate()
+            facts[REDO_FACT] = str(generation).encode()
+
+        def kept() -> None:
+            self.sessions.saved(marks)
+            if self._redo is not None:
+                self._redo.drop(generation)
+
+        return facts, kept
+
+    # -- the owner's ----------------------------------------------------------------------------
+
+    def _apply_once(
+        self, session: Session, sequence: int, change: Change, record: Sequence[bytes]
+    ) -> None:
+        if not self.sessions.has_turn(session, sequence):
+            return
+        store = self.store
+        if change.table is not None:
+            store.prepare({change.table: change.rows})
+        with store.stepping():
+            if self._redo is not None:
+                self._redo.append(record)
+            with store.planner.changing():
+                skipped = self._whole(change, store)
+            self.sessions.applied(session, sequence, clock=change.clock, skipped=skipped)
+
+    def _whole(self, change: Change, store: Store) -> int:
+        try:
+            return change.apply(store)
+        except DiskFullError as error:
+            # Room was made for all of it beforehand, so a part may have been changed.
+            raise RuntimeError(f"a change was cut in two ({error})") from error
+
+    def _gather(self, session: Session, table: str, keys: Keys) -> Answer:
+        store = self.store
+        stack = store.stacks[table]
+        values = np.empty((len(keys), stack.table.dim), np.float32)
+        array, seen = stack.top.array, stack.top.stats
+        assert isinstance(array, FloatArray)
+        clock, before = self.sessions.least_clock(session), seen.key_hits
+        for piece, positions, _ in resident(store, table, keys):
+            array.embeddings_at(positions, values[piece])
+        self.pulled_keys += len(keys)
+        self.pulled_hits += seen.key_hits - before
+        return Answer(clock, values)
+
+    def _hand_out(self, session: Session, table: str, keys: Keys) -> Answer:
+        rows, missing = self.store.hand_out(table, keys)
+        return Answer(self.sessions.least_clock(session), rows.values, rows.steps, missing)
+
+    def _own(self, work: Callable[[], T]) -> T:
+        return self.owner.run(work, size=0, deadline=time.monotonic() + _OPEN_SECONDS)
+
+    def _load(self, tables: Sequence[Table] | None) -> None:
+        """Open the store, or make it; show the last cut and what the redo log has beyond it."""
+        store = Store(self._path, tables, self._settings)
+        try:
+            self._ensure_place(store)
+            self.sessions = Sessions(
+                store.fact(SESSIONS_FACT), store.fact(FENCES_FACT),
+                replays=self.keeps, replay_seconds=self._replay_seconds,
+            )  # fmt: skip
+            if self._strict or Redo.found(self._path):
+                self._redo = Redo(self._path, first=int(store.fact(REDO_FACT) or 0))
+            self._store = store
+            if self._redo is not None:
+                self._replay(store, self._redo)
+            store.note(self)
+            if self._redo is not None:
+                store.cut()  # all that was replayed is in it
+                if not self._strict:
+                    self._redo.close()
+                    self._redo = None
+        except BaseException:
+            self._store = None
+            if self._redo is not None:
+                self._redo.close()
+                self._redo = None
+            store.abandon()
+            raise
+
+    def _replay(self, store: Store, redo: Redo) -> None:
+        """Apply what the last cut lacks, in the order in which it was applied before."""
+        for record in redo.replay():
+            frame, change = read_record(record, self.owned)
+            told = frame.message.session
+            sequence = frame.message.sequence
+            if self.sessions.replay(told.client, told.incarnation, sequence, change.clock):
+                with store.stepping():
+                    change.apply(store)
+
+    def _ensure_place(self, store: Store) -> None:
+        """A folder belongs to one shard of so many. Raises: MismatchError."""
+        mine = json.dumps({"shard": self.place.shard, "shards": self.place.shards})
+        found = store.fact(PLACE_FACT)
+        if found is None:
+            store.commit({PLACE_FACT: mine.encode()})
+        elif json.loads(found) != json.loads(mine):
+            was = json.loads(found)
+            raise MismatchError(
+                f"{self._path}: this folder has shard {was['shard']}/{was['shards']}, expected "
+                f"{self.place.shard}/{self.place.shards}; give it the folder of its own"
+            )
