@@ -16,10 +16,10 @@ from pathlib import Path
 
 import torch
 
+from ps.admission import CountMin, ExactCount, Probability
 from ps.client.connection import Connection, connect_store
 from ps.client.credentials import Credentials
 from ps.launch import Launch
-from ps.admission import CountMin, ExactCount, Probability
 from ps.optimizer import FTRL, SGD, Adagrad, Adam, RowWiseAdagrad, RowWiseAdam
 from ps.settings import Settings, as_device
 from ps.store import Store
@@ -30,9 +30,25 @@ from storage.initial import Constant, Normal, Uniform, Zeros
 from storage.policy import DEFAULT as DEFAULT_POLICY
 
 __all__ = [
-    "FTRL", "SGD", "Adagrad", "Adam", "Constant", "CountMin", "ExactCount", "Normal", "Probability",
-    "Credentials", "RowWiseAdagrad", "RowWiseAdam", "Store", "Table", "Tables", "Uniform", "Zeros",
-    "connect", "open",
+    "FTRL",
+    "SGD",
+    "Adagrad",
+    "Adam",
+    "Constant",
+    "CountMin",
+    "Credentials",
+    "ExactCount",
+    "Normal",
+    "Probability",
+    "RowWiseAdagrad",
+    "RowWiseAdam",
+    "Store",
+    "Table",
+    "Tables",
+    "Uniform",
+    "Zeros",
+    "connect",
+    "open",
 ]  # fmt: skip
 
 

@@ -23,7 +23,6 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -336,11 +335,15 @@ class Shard:
         """Finish what is queued, make a cut, let go of everything. Twice is fine."""
         self.drain()
         self.owner.close()
-        with ExitStack() as steps:
-            if self._redo is not None:
-                steps.callback(self._redo.close)
+        try:
             if self._store is not None:
-                steps.callback(self._store.close)
+                self._store.close()
+        except BaseException:
+            if self._redo is not None:
+                self._redo.close()
+            raise
+        if self._redo is not None:
+            self._redo.discard()  # the last cut has all
 
     # -- notes of a cut -------------------------------------------------------------------------
 
@@ -422,7 +425,7 @@ class Shard:
             if self._redo is not None:
                 store.cut()  # all that was replayed is in it
                 if not self._strict:
-                    self._redo.close()
+                    self._redo.discard()
                     self._redo = None
         except BaseException:
             self._store = None

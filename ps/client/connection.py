@@ -1,4 +1,4 @@
-"""Connection: how a worker is connected to shards; what `ps.connect` makes of what the user gave."""
+"""Connection: how a worker is connected to shards; what `ps.connect` makes of what it is given."""
 
 from __future__ import annotations
 

@@ -2,9 +2,9 @@
 
 Mode async: shards own the rows and apply the gradients that workers push; a worker computes in
 copies (`Replicas`) that are no more than ``staleness`` steps old: with 0, each batch sees all
-pushes of the step before, of every worker. A batch that is staged ahead asks for as new rows as it will
-need then. Copies that arrive for rows which an earlier batch uses are put in place when the batch
-is entered, so no row changes under a running step.
+pushes of the step before, of every worker. A batch that is staged ahead asks for rows as new as it
+will need then. Copies that arrive for rows which an earlier batch uses are put in place when the
+batch is entered, so no row changes under a running step.
 
 Threads: as `Tables`. Nobody waits for a shard with the planner's lock.
 """
