@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -61,7 +63,9 @@ def test_what_is_no_pair_is_refused_in_one_line(
     assert "\n" not in str(c.value)
 
 
-def test_a_key_with_a_password_is_refused_and_asks_nobody(tmp_path: Path) -> None:
+@pytest.fixture
+def locked(tmp_path: Path) -> tuple[Path, Path]:
+    """A certificate, and its key behind a password."""
     certificate, key = write_pair(tmp_path, "server", trustme.CA(), "ps-0")
     plain = serialization.load_pem_private_key(key.read_bytes(), None)
     key.write_bytes(
@@ -71,8 +75,36 @@ def test_a_key_with_a_password_is_refused_and_asks_nobody(tmp_path: Path) -> Non
             serialization.BestAvailableEncryption(b"secret"),
         )
     )
+    return certificate, key
+
+
+def test_a_key_with_a_password_is_refused(locked: tuple[Path, Path]) -> None:
     with pytest.raises(ConfigError, match="without a password"):
-        read_pair(certificate, key)
+        read_pair(*locked)
+
+
+def test_no_password_is_asked_for_at_a_terminal(locked: tuple[Path, Path]) -> None:
+    code = (
+        "import os, sys; from pathlib import Path; from ps.tls import read_pair\n"
+        # The first terminal that the leader of a session opens is the one it is asked at.
+        "os.open(sys.argv[1], os.O_RDWR)\n"
+        "try: read_pair(Path(sys.argv[2]), Path(sys.argv[3]))\n"
+        "except ValueError as error: print(error)"
+    )
+    ours, theirs = os.openpty()
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", code, os.ttyname(theirs), *map(str, locked)],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            start_new_session=True,
+        )
+    finally:
+        os.close(ours)
+        os.close(theirs)
+    assert "without a password" in done.stdout and done.stderr == ""
 
 
 @pytest.mark.parametrize("content", [b"", b"no PEM", b"\xff\xfe"])
