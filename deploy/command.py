@@ -19,6 +19,7 @@ import typer
 from deploy.backup import backup
 from deploy.bench import command as benchmarks
 from deploy.cache.command import cache
+from deploy.certificate import certificate
 from deploy.compact import compact
 from deploy.inspect import check, stats
 from deploy.moving import export, import_
@@ -46,7 +47,7 @@ def _exiting(command: Callable[..., int]) -> Callable[..., None]:
 
 _COMMANDS: dict[str, Callable[..., int]] = {
     "train": train, "cache": cache, "check": check, "stats": stats, "compact": compact,
-    "backup": backup, "export": export, "import": import_,
+    "backup": backup, "export": export, "import": import_, "certificate": certificate,
 }  # fmt: skip
 for _name, _command in _COMMANDS.items():
     app.command(_name)(_exiting(_command))
