@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import json
 import secrets
+import shutil
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -108,6 +109,7 @@ class Shard:
         self.keeps = settings.durability != "checkpoint"
         self.sessions = Sessions(replays=self.keeps, replay_seconds=replay_seconds)
         self.pulled_keys = self.pulled_hits = 0
+        self._checkpointed: float | None = None
         self._path, self._strict = path, settings.durability == "strict"
         self._settings = replace(settings, durability="interval") if self._strict else settings
         self._replay_seconds = replay_seconds
@@ -277,6 +279,7 @@ class Shard:
             if not marker:
                 store.discard_checkpoints(committed)
             store.checkpoint(step, state, keep=KEPT if marker else KEPT + 1)
+            self._checkpointed = time.monotonic()
 
         self._own(make)
 
@@ -317,6 +320,24 @@ class Shard:
             "wants_checkpoint": store.wants_checkpoint,
             **store.stats(),
         }
+
+    def figures(self) -> dict[str, Any]:
+        """What `ps.server.metrics.Metrics` shows; little before there are tables."""
+        queue = {"items": self.owner.queued, "bytes": self.owner.queued_bytes}
+        found: dict[str, Any] = {"queue": queue, "sessions": self.sessions.open_count}
+        found["recovering"] = int(bool(self.sessions.recovering))
+        if self._store is not None:
+            found |= self._store.stats()
+            free = shutil.disk_usage(self._path).free
+            found["disk_bytes"] = {**found["disk_bytes"], "free": free}
+            if self._checkpointed is not None:
+                found["checkpoint_age_seconds"] = time.monotonic() - self._checkpointed
+        return found
+
+    @property
+    def failure(self) -> BaseException | None:
+        """What stopped the store for good, None while all is well."""
+        return None if self._store is None else self._store.planner.failure
 
     def digest(self) -> int:
         """See `Store.digest`; of the rows of this shard."""
