@@ -51,6 +51,65 @@ def store(
     return 0
 
 
+def network(
+    dir: Annotated[Path, typer.Option(help="A new folder for the servers' stores.")] = Path(
+        "run/bench-network"
+    ),
+    stored: Annotated[int, typer.Option(help="Rows at each shard, in its RAM.", min=1)] = 1_000_000,
+    rows: Annotated[int, typer.Option(help="Rows of one pull or push.", min=1)] = 40_000,
+    dim: Annotated[int, typer.Option(help="Floats of a row.", min=1, max=4096)] = 64,
+    rounds: Annotated[int, typer.Option(help="Medians are over so many rounds.", min=1)] = 21,
+    shards: Annotated[str, typer.Option(help="Numbers of shards to try.")] = "1,2",
+    tls: Annotated[Path | None, typer.Option(help="Also with the certificates here.")] = None,
+    json: Annotated[Path | None, typer.Option(help="Write the figures as one JSON object.")] = None,
+) -> int:
+    """Measure pulls and pushes over gRPC beside bare calls that carry as many bytes.
+
+    Servers are started on this machine, as processes; the folder is removed afterwards.
+
+    Example: terrace bench network --json run/network.json
+    """
+    import shutil
+
+    from deploy.bench.network import Plan, bench_network
+    from deploy.display import show_table
+    from deploy.progress import Ticker
+    from deploy.report import write_json
+    from storage.errors import ConfigError
+
+    if dir.exists():
+        raise ConfigError(f"--dir {dir}: expected a new folder, but it is there; name another")
+    numbers = shards.split(",")
+    if not all(number.isdecimal() and 1 <= int(number) <= 64 for number in numbers):
+        raise ConfigError(f"--shards: expected numbers from 1 to 64 such as 1,2, got {shards!r}")
+    if rows > stored:
+        raise ConfigError(f"--rows: expected --stored ({stored}) at most, got {rows}")
+    plan = Plan(dir, stored, rows, dim, rounds, [int(number) for number in numbers], tls)
+    try:
+        figures = bench_network(plan, Ticker())
+    finally:
+        shutil.rmtree(dir, ignore_errors=True)
+    show_table(f"{rows:,} rows x {dim} float32", _shown_network(figures))
+    write_json(json, {"rows": rows, "dim": dim, **figures})
+    return 0
+
+
+def _shown_network(figures: dict[str, Any]) -> dict[str, str]:
+    """For people."""
+    shown = {}
+    for name, bare in (("pull", "bare_grpc"), ("push", "bare_grpc_push")):
+        shown[f"{name} of one shard"] = f"{figures[f'{name}_bytes_per_s'] / 1e6:,.0f} MB/s"
+        shown["  a bare call, that way"] = f"{figures[f'{bare}_bytes_per_s'] / 1e6:,.0f} MB/s"
+        shown["  so much of it"] = f"{figures[f'{name}_fraction']:.2f}"
+        if (secure := figures.get(f"mtls_{name}_bytes_per_s")) is not None:
+            shown["  with mutual TLS"] = f"{secure / 1e6:,.0f} MB/s"
+        shown = {f"{name}:{line}" if line.startswith(" ") else line: v for line, v in shown.items()}
+    for shards, rate in figures["rows_per_s"].items():
+        pushed = figures["push_rows_per_s"][shards]
+        shown[f"{shards} shards: rows pulled, pushed"] = f"{rate:,.0f} /s, {pushed:,.0f} /s"
+    return shown
+
+
 def _shown(figures: dict[str, Any]) -> dict[str, str]:
     """For people."""
     shown = {

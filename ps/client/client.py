@@ -39,13 +39,17 @@ _TRIES = 8
 T = TypeVar("T")
 
 
+Indices = Positions | slice
+"""(n,) int64, or a slice where they are in a row, so that nothing is copied."""
+
+
 @dataclass(frozen=True)
 class Pulled:
-    """A piece of a pull. indices: (n,) int64, which of the keys. values: (n, D) float32, a view.
-    clock: of the slowest worker.
+    """A piece of a pull. indices: which of the keys. values: (n, D) float32, a view. clock: of the
+    slowest worker.
     """
 
-    indices: Positions
+    indices: Indices
     values: Floats
     clock: int
 
@@ -152,17 +156,19 @@ class Client:
     def _pull(self, table: str, keys: Keys, fields: Mapping[str, Any]) -> Iterator[Pulled]:
         dim = self.tables[table].dim
         waiting = deque(self._pieces(keys, 4 * dim))
-        on_the_way: deque[tuple[int, Positions, bytes, Any]] = deque()
+        on_the_way: deque[tuple[int, Indices, int, bytes, Any]] = deque()
         while waiting or on_the_way:
             while waiting and len(on_the_way) < _PIECES_ON_THE_WAY * len(self.links):
                 shard, indices = waiting.popleft()
-                request = wire.PullRequest(table=table, rows=len(indices), **fields)
+                some = keys[indices]
+                request = wire.PullRequest(table=table, rows=len(some), **fields)
                 request.session.CopyFrom(self.identity.session)
-                data = Frame(request, keys[indices]).pack()
-                on_the_way.append((shard, indices, data, self.links[shard].start("Pull", data)))
-            shard, indices, data, future = on_the_way.popleft()
+                data = Frame(request, some).pack()
+                future = self.links[shard].start("Pull", data)
+                on_the_way.append((shard, indices, len(some), data, future))
+            shard, indices, count, data, future = on_the_way.popleft()
             reply = self._pulled(shard, data, future)
-            values = array_of(reply.array, np.float32, len(indices), dim, name="rows")
+            values = array_of(reply.array, np.float32, count, dim, name="rows")
             yield Pulled(indices, values, int(reply.message.clock))
 
     def _pulled(self, shard: int, data: bytes, future: Any) -> Frame[Any]:
@@ -179,9 +185,11 @@ class Client:
 
         return link.persist(attempt)
 
-    def _pieces(self, keys: Keys, row_bytes: int) -> list[tuple[int, Positions]]:
+    def _pieces(self, keys: Keys, row_bytes: int) -> list[tuple[int, Indices]]:
         """Shards and indices of keys, piece by piece, those of all shards in turn."""
         most = max(1, PIECE_BYTES // (row_bytes + 16))
+        if len(self.links) == 1:
+            return [(0, slice(at, at + most)) for at in range(0, len(keys), most)]
         shares = [
             [(shard, share[start : start + most]) for start in range(0, len(share), most)]
             for shard, share in enumerate(self.partition.split(keys))
@@ -198,9 +206,10 @@ class Client:
         """
         spec = self.tables[table]
         for shard, indices in self._pieces(keys, 4 * spec.dim):
+            some = keys[indices]
             request = wire.PushRequest(
-                table=table, rows=len(indices), step=step.step, lr=step.lr, scale=step.scale,
-                keys=keys[indices].tobytes(),
+                table=table, rows=len(some), step=step.step, lr=step.lr, scale=step.scale,
+                keys=some.tobytes(),
             )  # fmt: skip
             if spec.admission is not None:
                 request.uses = uses[indices].astype(np.int32).tobytes()
@@ -218,17 +227,17 @@ class Client:
         """Set embeddings of unique keys, optimizer state anew. values: (U, D) float32."""
         dim = self.tables[table].dim
         for shard, indices in self._pieces(keys, 4 * dim):
-            request = wire.WriteRequest(
-                table=table, rows=len(indices), width=dim, keys=keys[indices].tobytes()
-            )
+            some = keys[indices]
+            request = wire.WriteRequest(table=table, rows=len(some), width=dim, keys=some.tobytes())
             self._put(shard, "Write", Frame(request, values[indices]))
         self.flush()
 
     def delete(self, table: str, keys: Keys) -> None:
         """Forget rows of unique keys for good."""
         for shard, indices in self._pieces(keys, 8):
-            request = wire.DeleteRequest(table=table, rows=len(indices))
-            self._put(shard, "Delete", Frame(request, keys[indices]))
+            some = keys[indices]
+            request = wire.DeleteRequest(table=table, rows=len(some))
+            self._put(shard, "Delete", Frame(request, some))
         self.flush()
 
     def flush(self) -> None:

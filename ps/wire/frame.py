@@ -49,7 +49,10 @@ class Frame(Generic[M]):
 
     def pack(self) -> bytes:
         """As on the wire; the array is copied once."""
-        view = memoryview(self.array)  # type: ignore[arg-type]
+        array = self.array
+        if isinstance(array, np.ndarray):
+            array = np.ascontiguousarray(array)
+        view = memoryview(array)  # type: ignore[arg-type]
         head: bytes = self.message.SerializePartialToString()
         if not view.nbytes:
             return head
