@@ -98,15 +98,14 @@ def _shown_network(figures: dict[str, Any]) -> dict[str, str]:
     """For people."""
     shown = {}
     for name, bare in (("pull", "bare_grpc"), ("push", "bare_grpc_push")):
-        shown[f"{name} of one shard"] = f"{figures[f'{name}_bytes_per_s'] / 1e6:,.0f} MB/s"
-        shown["  a bare call, that way"] = f"{figures[f'{bare}_bytes_per_s'] / 1e6:,.0f} MB/s"
-        shown["  so much of it"] = f"{figures[f'{name}_fraction']:.2f}"
+        shown[f"{name}, one shard"] = f"{figures[f'{name}_bytes_per_s'] / 1e6:,.0f} MB/s"
+        shown[f"  bare {name}"] = f"{figures[f'{bare}_bytes_per_s'] / 1e6:,.0f} MB/s"
+        shown[f"  {name}, so much of that"] = f"{figures[f'{name}_fraction']:.2f}"
         if (secure := figures.get(f"mtls_{name}_bytes_per_s")) is not None:
-            shown["  with mutual TLS"] = f"{secure / 1e6:,.0f} MB/s"
-        shown = {f"{name}:{line}" if line.startswith(" ") else line: v for line, v in shown.items()}
+            shown[f"  {name} with mutual TLS"] = f"{secure / 1e6:,.0f} MB/s"
     for shards, rate in figures["rows_per_s"].items():
         pushed = figures["push_rows_per_s"][shards]
-        shown[f"{shards} shards: rows pulled, pushed"] = f"{rate:,.0f} /s, {pushed:,.0f} /s"
+        shown[f"rows pulled, pushed: {shards} shards"] = f"{rate:,.0f} /s, {pushed:,.0f} /s"
     return shown
 
 

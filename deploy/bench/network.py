@@ -8,6 +8,7 @@ Threads: one; gRPC's own.
 
 from __future__ import annotations
 
+import functools
 import statistics
 import subprocess
 import sys
@@ -27,7 +28,7 @@ from deploy.served import Served
 from ps.client.client import PIECE_BYTES, Client, Step
 from ps.client.identity import Identity
 from ps.client.link import OPTIONS
-from storage.rows import Keys
+from storage.rows import Counts, Floats, Keys
 
 _TABLE = "bench"
 _WRITE = 1 << 16
@@ -127,16 +128,11 @@ def _rounds(plan: Plan, client: Client, bare: grpc.Channel | None) -> dict[str, 
     for turn in range(-_WARM_UP, plan.rounds):
         keys = rng.choice(stored, plan.rows, replace=False).astype(np.uint64)
 
-        def pull(keys: Keys = keys) -> None:
-            for _ in client.pull(_TABLE, keys, least=0, own=0):
-                pass
-
-        def push(keys: Keys = keys, step: int = turn + _WARM_UP + 1) -> None:
-            client.push(_TABLE, keys, gradients, uses, Step(0.01, step, 1.0))
-            client.advance(step)
-            client.flush()
-
-        calls = {"pull": pull, "push": push}
+        step = Step(0.01, turn + _WARM_UP + 1, 1.0)
+        calls: dict[str, Callable[[], None]] = {
+            "pull": functools.partial(_pull, client, keys),
+            "push": functools.partial(_push, client, keys, gradients, uses, step),
+        }
         if bare is not None:
             calls |= {"bare_pull": _bare_pull(plan, bare), "bare_push": _bare_push(plan, bare)}
         for name, call in calls.items():
@@ -145,6 +141,17 @@ def _rounds(plan: Plan, client: Client, bare: grpc.Channel | None) -> dict[str, 
             if turn >= 0:
                 seconds.setdefault(name, []).append(time.perf_counter() - began)
     return {name: statistics.median(taken) for name, taken in seconds.items()}
+
+
+def _pull(client: Client, keys: Keys) -> None:
+    for _ in client.pull(_TABLE, keys, least=0, own=0):
+        pass
+
+
+def _push(client: Client, keys: Keys, gradients: Floats, uses: Counts, step: Step) -> None:
+    client.push(_TABLE, keys, gradients, uses, step)
+    client.advance(step.step)
+    client.flush()
 
 
 def _sizes(plan: Plan) -> list[int]:
