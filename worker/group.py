@@ -132,7 +132,7 @@ class Group:
             )
         if device.type == "cuda":
             torch.cuda.set_device(device)
-        with self._together("the meeting of all workers"):
+        with self._together("the meeting of all workers", kinds=(RuntimeError,)):
             dist.init_process_group(
                 "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", init_method=meet,
                 rank=self.rank, world_size=self.world,
@@ -140,12 +140,17 @@ class Group:
             )  # fmt: skip
 
     @contextmanager
-    def _together(self, what: str) -> Iterator[None]:
-        """Says what was waited for, and by whom, when the others did not take part."""
+    def _together(
+        self, what: str, kinds: tuple[type[RuntimeError], ...] = (dist.DistError,)
+    ) -> Iterator[None]:
+        """Says what was waited for, and by whom, when the others did not take part.
+
+        kinds: of errors that say so. gloo has none of its own, but names its source file.
+        """
         try:
             yield
         except RuntimeError as error:
-            if not _is_about_others(error):
+            if not isinstance(error, kinds) and "gloo" not in str(error):
                 raise
             reason = str(error).strip().splitlines()[0]
             raise UnavailableError(
@@ -159,8 +164,3 @@ def _summed(buffer: Tensor) -> Future[Tensor]:
     """The sum over all workers, in place, when it is there."""
     future = dist.all_reduce(buffer, async_op=True).get_future()
     return future.then(lambda done: done.value()[0])  # type: ignore[no-any-return]
-
-
-def _is_about_others(error: RuntimeError) -> bool:
-    """Of torch.distributed's own kinds, or gloo's, which has no kind and names its source file."""
-    return isinstance(error, dist.DistError) or "gloo" in str(error).lower()
