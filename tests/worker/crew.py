@@ -32,7 +32,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 # 7 batches of 50 and one of 1: with two workers one has nothing there, with three two.
 DATA = "synthetic:rows=300,examples=390,features=3,dense=2,bag=0-3,zipf=1.05"
 SCHEDULE = Schedule(batch_size=50, epochs=2, checkpoint_every=0)
-DEADLINE_SECONDS = 100.0
+DEADLINE_SECONDS = 60.0
 RATE = 1e5  # so large that a row is nothing beside its change, which then has every bit
 
 
@@ -127,6 +127,24 @@ def _whole(group: Group, folder: Path) -> dict[str, Any]:
 def _gradients(group: Group, folder: Path) -> dict[str, Any]:
     with open_store(folder / "store", lr=RATE) as store:
         return gradients(make_trainer(store, group, steps=1), folder)
+
+
+def _anchor(group: Group, folder: Path) -> dict[str, Any]:
+    """One pass forward and back below the wrapped model, at the last worker without examples."""
+    with open_store(folder / "store") as store:
+        trainer = make_trainer(store, group)
+        wrapped, batch = group.wrap(trainer.model), next(trainer.dataset.train(4))
+        batch = batch if group.rank < group.world - 1 else batch.slice(2, 2)
+        group.backward(wrapped(batch).sum())
+        anchor = store.anchors["t"]
+        found = {
+            "parameter": any(parameter is anchor for parameter in wrapped.parameters()),
+            "without": sum(parameter.grad is None for parameter in wrapped.parameters()),
+            "grad": None if anchor.grad is None else float(anchor.grad),
+            "records": [len(record.gradient) for record in store.waiting["t"]],
+        }
+        trainer.sparse.zero_grad()
+        return found
 
 
 def _resume(group: Group, folder: Path) -> dict[str, Any]:
@@ -233,8 +251,8 @@ def _lateness(group: Group, folder: Path) -> dict[str, Any]:
 
 
 SCENARIOS: dict[str, Callable[[Group, Path], dict[str, Any]]] = {
-    "calls": _calls, "whole": _whole, "gradients": _gradients, "resume": _resume, "stop": _stop,
-    "nan": _nan, "death": _death, "lateness": _lateness,
+    "calls": _calls, "anchor": _anchor, "whole": _whole, "gradients": _gradients,
+    "resume": _resume, "stop": _stop, "nan": _nan, "death": _death, "lateness": _lateness,
 }  # fmt: skip
 
 

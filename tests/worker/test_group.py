@@ -46,7 +46,7 @@ def several(
     folder = tmp_path_factory.mktemp("several")
     for rank in range(request.param):
         shutil.copytree(one["cut"], folder / "cut" / str(rank))
-    ended = crew.run("calls,whole,gradients,resume,stop,nan", request.param, folder)
+    ended = crew.run("calls,anchor,whole,gradients,resume,stop,nan", request.param, folder)
     assert [each.code for each in ended] == [0] * request.param, [each.err for each in ended]
     return [each.found for each in ended]
 
@@ -66,6 +66,14 @@ def test_calls_have_the_same_answer_at_all(several: list[dict[str, Any]]) -> Non
             "any": [True, False, True],
             "gather": [joined, [-value for value in joined]],
         }
+
+
+def test_rows_gradients_stay_with_their_worker(several: list[dict[str, Any]]) -> None:
+    """The layers' hooks fire at all, also where there are no examples; the anchor has none."""
+    for rank, found in enumerate(several):
+        bags = 12 if rank < len(several) - 1 else 0
+        expected = {"parameter": False, "without": 0, "grad": 1.0, "records": [bags]}
+        assert found["anchor"] == expected
 
 
 def test_gradients_are_those_of_the_whole_batch(
