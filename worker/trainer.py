@@ -168,9 +168,10 @@ class Trainer:
     def _step(self, share: Share) -> None:
         """Forward, backward, both optimizers, and the figures of one batch."""
         logits = self._forward(share.batch)
-        # The mean of no examples is NaN, their sum is 0; alone the weight is 1.0 and changes no bit
-        loss = _loss(logits, share.batch.labels, "mean" if share.batch.size else "sum")
+        loss = _loss(logits, share.batch.labels)
         self.dense.zero_grad()
+        # Alone the weight is 1.0 and changes no bit. Without examples the loss is NaN, but there
+        # is nothing for it to reach: gradients are 0.
         self.group.backward(loss * share.weight)
         self._check_gradients()
         self.sparse.step()
@@ -185,7 +186,7 @@ class Trainer:
                 f"step {self.progress.step + 1}: expected the shares of a batch of {share.total} "
                 f"examples, got {len(logits)}; do all workers read the same data?"
             )
-        self.progress.losses.append(float(_loss(logits, labels, "mean")))
+        self.progress.losses.append(float(_loss(logits, labels)))
         self.progress.metrics.update(logits, labels)
         self.progress.examples += share.total
         self.progress.step += 1
@@ -260,7 +261,6 @@ class Trainer:
         }
 
 
-def _loss(logits: Tensor, labels: Tensor, reduction: str) -> Tensor:
-    """Cross entropy of (n,) logits, by "mean" or "sum"."""
-    target = labels.to(logits.device)
-    return F.binary_cross_entropy_with_logits(logits, target, reduction=reduction)
+def _loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean cross entropy of (n,) logits."""
+    return F.binary_cross_entropy_with_logits(logits, labels.to(logits.device))
