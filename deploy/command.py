@@ -1,7 +1,7 @@
 """The ``terrace`` command: its subcommands, and how it ends.
 
 Exit code 0, or one line on standard error and another code: 1 for what Terrace says is wrong, 2 for
-a command line that cannot be meant, 130 after Ctrl-C.
+a command line that cannot be meant, 130 after Ctrl-C. Of several workers each says its rank first.
 
 Modules that import torch are imported by the subcommand that needs them, so that ``--help`` is
 instant.
@@ -10,6 +10,7 @@ instant.
 from __future__ import annotations
 
 import functools
+import os
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -82,5 +83,11 @@ def run(arguments: list[str]) -> int:
 
 
 def _fail(message: str, code: int) -> int:
-    print(f"terrace: {' '.join(message.split())}", file=sys.stderr)
+    print(f"terrace: {_rank()}{' '.join(message.split())}", file=sys.stderr)
     return code
+
+
+def _rank() -> str:
+    """Which of several workers this is, as torchrun says; nothing alone. Not checked here."""
+    alone = os.environ.get("WORLD_SIZE", "1") == "1"
+    return "" if alone else f"rank {os.environ.get('RANK', '?')}: "

@@ -12,12 +12,14 @@ import torch
 
 import ps
 from ps.admission import Admission
+from ps.launch import Launch
 from ps.optimizer import OPTIMIZERS
 from storage.budget import parse_size
 from storage.errors import ConfigError
 from storage.policy import DEFAULT as DEFAULT_POLICY
 from worker.data import open_dataset
 from worker.data.dataset import Dataset
+from worker.group import Group
 from worker.recommender import Preset, Recommender, preset
 from worker.trainer import Schedule, Trainer
 
@@ -27,7 +29,7 @@ TABLE = "features"
 
 @dataclass(frozen=True)
 class Job:
-    """One training run as the command line describes it."""
+    """One training run as the command line describes it. launch: which of its workers this is."""
 
     data: str
     store: Path
@@ -50,6 +52,7 @@ class Job:
     seed: int = 0
     threads: int | None = None
     admission: Admission | None = None
+    launch: Launch = Launch()  # noqa: RUF009 - a value, never changed
 
     def dataset(self) -> Dataset:
         """The data, opened; a few lines are read."""
@@ -72,24 +75,33 @@ class Job:
 
     @contextmanager
     def opened(self) -> Iterator[ps.Store]:
-        """The store, closed at the end."""
+        """The store, closed at the end. Raises: ConfigError with several workers."""
+        if self.launch.world > 1:
+            raise ConfigError(
+                f"--store {self.store}: expected one worker, got {self.launch.world}: a folder is "
+                f"opened by one process; let servers hold the rows, by --servers"
+            )
         with ps.open(
             self.store, [self.table()], ram=parse_size(self.ram, "--ram"),
             disk=None if self.disk is None else parse_size(self.disk, "--disk"),
             hbm=None if self.hbm is None else parse_size(self.hbm, "--hbm"),
-            device=self.device, durability=self.durability, policy=self.policy,
+            device=self.launch.device(self.device), durability=self.durability, policy=self.policy,
             threads=self.threads, ghost=self.ghost,
         ) as store:  # fmt: skip
             yield store
 
-    def trainer(self, store: ps.Store, dataset: Dataset) -> Trainer:
+    def group(self) -> Group:
+        """The workers of the run, met; to be closed."""
+        return Group(self.launch, device=self.launch.device(self.device))
+
+    def trainer(self, store: ps.Store, dataset: Dataset, group: Group | None = None) -> Trainer:
         """A trainer at step 0. Sets seed and number of threads, so that results repeat."""
         torch.manual_seed(self.seed)
         if self.threads is not None:
             torch.set_num_threads(self.threads)
         shape = self._preset.architecture(len(dataset.dense_names), len(dataset.feature_names))
         model = Recommender(store, TABLE, shape, seed=self.seed)
-        return Trainer(store, model, dataset, self.schedule)
+        return Trainer(store, model, dataset, self.schedule, group)
 
     @property
     def _preset(self) -> Preset:

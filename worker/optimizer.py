@@ -49,6 +49,11 @@ class SparseOptimizer(torch.optim.Optimizer):
         ]
         super().__init__(groups, {})
 
+    @property
+    def finite(self) -> bool:
+        """Whether no recorded gradient has NaN or infinity."""
+        return all(record.finite for each in self.store.waiting.values() for record in each)
+
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Apply what is recorded and forget it; returns what ``closure`` returned, if given.

@@ -61,7 +61,8 @@ class Recommender(nn.Module):
     def forward(self, batch: Batch) -> Tensor:
         """Logits: (B,) float32 on the store's device."""
         rows = self.bag(batch.ids, batch.offsets)
-        pooled = rows.view(batch.size, batch.features, rows.shape[1])
+        # Not the batch's own count of features, which none shows that has no examples.
+        pooled = rows.view(batch.size, self.dlrm.architecture.tables, rows.shape[1])
         logits: Tensor = self.dlrm(_dense(batch).to(pooled.device), pooled)
         return logits
 

@@ -2,6 +2,11 @@
 
 Read it top down: `train` is the whole run, `_step` is one batch, `evaluate` the held-out examples.
 
+Several workers (see `worker.group`) each have a trainer, and take the same steps together. Of each
+batch a worker has its share; what it adds to the gradient is its part of the gradient of the mean
+over the whole batch. Whatever decides how a run goes on (NaN, a wish to stop or for a checkpoint)
+counts if one worker has it. Figures are of all examples, and the same at every worker.
+
 Threads: one; the rows of coming batches are fetched by the prefetch thread.
 """
 
@@ -14,16 +19,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor
+from torch.nn import functional as F
 
 from ps.tables import Tables
-from storage.errors import ConfigError, NonFiniteError
-from worker.data.batch import Batch
+from storage.errors import ConfigError, DataError, NonFiniteError
 from worker.data.dataset import Dataset
+from worker.group import Group
 from worker.metrics import ExactAuc, Figures, Metrics, StreamingAuc
 from worker.optimizer import SparseOptimizer
 from worker.prefetch import prefetch
 from worker.recommender import Recommender
+from worker.share import Share, turns
 
 _TEST_BATCH = 16384
 _LARGEST_RATE = 1e6
@@ -31,9 +38,10 @@ _LARGEST_RATE = 1e6
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long and how to train. steps: of the whole run, None for all epochs. checkpoint_every:
-    steps between checkpoints, 0 for none but the last. depth: batches made resident ahead.
-    lookahead: batches whose keys are known ahead, at least ``depth``; None is no more than that.
+    """How long and how to train. batch_size: examples a step, of all workers together. steps: of
+    the whole run, None for all epochs. checkpoint_every: steps between checkpoints, 0 for none but
+    the last. depth: batches made resident ahead. lookahead: batches whose keys are known ahead, at
+    least ``depth``; None is no more than that.
     """
 
     batch_size: int = 1024
@@ -64,8 +72,9 @@ class Schedule:
 
 @dataclass
 class Progress:
-    """Where a run is. step: batches trained on since the very start; losses: of this process.
-    bad_steps: those with a gradient that was not finite.
+    """Where a run is. step: batches trained on since the very start; losses: of this process's
+    time, each the mean over a batch of all workers. bad_steps: those with a gradient that was not
+    finite.
     """
 
     step: int = 0
@@ -79,28 +88,38 @@ class Progress:
 
     @property
     def examples_per_s(self) -> float:
-        """Examples trained on by this process, by second of training."""
+        """Examples trained on since this process began, at all workers, by second of training."""
         return self.examples / self.seconds if self.seconds else 0.0
 
 
 class Trainer:
     """Trains ``model`` on ``dataset``; the store holds the rows and, in checkpoints, all the rest.
 
-    stop: set it (from a signal handler, say) to end after the running step.
+    stop: set it (from a signal handler, say) to end after the running step; of several workers one
+    is enough, and all end after the same step. stopped: whether the run ended so. group: of the
+    workers, None for this one alone. With more, every method is collective, and so is making a
+    trainer: layers start as those of rank 0.
     """
 
     def __init__(
-        self, store: Tables, model: Recommender, dataset: Dataset, schedule: Schedule
+        self,
+        store: Tables,
+        model: Recommender,
+        dataset: Dataset,
+        schedule: Schedule,
+        group: Group | None = None,
     ) -> None:
         self.store = store
         self.model = model
         self.dataset = dataset
         self.schedule = schedule
+        self.group = group or Group()
         self.progress = Progress()
-        self.stop = False
+        self.stop = self.stopped = False
         self.dense = torch.optim.Adam(model.parameters(), lr=schedule.dense_lr)
         self.sparse = SparseOptimizer(store, on_nan=schedule.on_nan)
-        self._loss = nn.BCEWithLogitsLoss()
+        self._forward = self.group.wrap(model)
+        self._most = -(-schedule.batch_size // self.group.world)
 
     def resume(self) -> int:
         """Go back to the store's newest checkpoint; returns its step."""
@@ -118,75 +137,99 @@ class Trainer:
         watch: called after every step.
         """
         self.model.train()
+        (self.stopped,) = self.group.any(self.stop)
         saved, began = -1, time.perf_counter()
-        with closing(self._batches()) as batches:
-            for batch in batches:
-                self._step(batch)
-                every = self.schedule.checkpoint_every
-                due = every and self.progress.step % every == 0
-                if due or self.store.wants_checkpoint:
-                    saved = self._checkpoint()
+        with closing(self._shares()) as shares:
+            for share in shares:
+                self._step(share)
                 self.progress.seconds = time.perf_counter() - began
                 watch(self.progress)
+                if self._agree():
+                    saved = self._checkpoint()
         if saved != self.progress.step:
             self._checkpoint()
         return self.progress
 
     @torch.no_grad()
     def evaluate(self) -> Figures | None:
-        """Figures on the held-out examples, None where there are none; changes nothing."""
+        """Figures on the held-out examples, None where there are none; changes nothing.
+
+        Workers take turns at whole batches, so that figures are those of one worker to the bit.
+        """
         self.model.eval()
         metrics = Metrics(ExactAuc())
-        for batch in self.dataset.test(_TEST_BATCH):
-            metrics.update(self.model(batch), batch.labels)
+        batches = self.dataset.test(_TEST_BATCH)
+        for batch in turns(batches, rank=self.group.rank, world=self.group.world):
+            logits = self.model(batch)
+            metrics.update(*self.group.gather(logits, batch.labels, most=_TEST_BATCH))
         self.model.train()
         return metrics.figures if metrics.figures.examples else None
 
-    def _step(self, batch: Batch) -> None:
+    def _step(self, share: Share) -> None:
         """Forward, backward, both optimizers, and the figures of one batch."""
-        logits = self.model(batch)
-        loss = self._loss(logits, batch.labels.to(logits.device))
+        logits = self._forward(share.batch)
+        loss = _loss(logits, share.batch.labels)
         self.dense.zero_grad()
-        loss.backward()
-        self._check_dense()
+        # Alone the weight is 1.0 and changes no bit. Without examples the loss is NaN, but there
+        # is nothing for it to reach: gradients are 0.
+        self.group.backward(loss * share.weight)
+        self._check_gradients()
         self.sparse.step()
         self.dense.step()
-        self.progress.losses.append(float(loss.detach()))
-        self.progress.metrics.update(logits.detach(), batch.labels)
-        self.progress.examples += batch.size
+        self._count(logits.detach(), share)
+
+    def _count(self, logits: Tensor, share: Share) -> None:
+        """The figures of the step, from all workers' logits."""
+        logits, labels = self.group.gather(logits, share.batch.labels, most=self._most)
+        if len(logits) != share.total:
+            raise DataError(
+                f"step {self.progress.step + 1}: expected the shares of a batch of {share.total} "
+                f"examples, got {len(logits)}; do all workers read the same data?"
+            )
+        self.progress.losses.append(float(_loss(logits, labels)))
+        self.progress.metrics.update(logits, labels)
+        self.progress.examples += share.total
         self.progress.step += 1
         self.progress.batch += 1
 
-    def _check_dense(self) -> None:
+    def _check_gradients(self) -> None:
         """NaN or infinity in a layer's gradient: stop, or leave the layers out of this step.
 
-        The rows' gradients are checked by `SparseOptimizer`, with the same choice.
+        The rows' gradients are checked by `SparseOptimizer`, with the same choice; it knows of its
+        own worker's only.
         """
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-        if all(bool(gradient.isfinite().all()) for gradient in gradients):
-            return
-        self.progress.bad_steps += 1
-        if self.schedule.on_nan == "stop":
+        bad, bad_rows = self.group.any(
+            not all(bool(gradient.isfinite().all()) for gradient in gradients),
+            not self.sparse.finite,
+        )
+        stops = self.schedule.on_nan == "stop"
+        if stops and (bad or (bad_rows and self.sparse.finite)):
+            self.progress.bad_steps += 1
             self.sparse.zero_grad()
             raise NonFiniteError(
                 f"step {self.progress.step + 1}: expected finite gradients, got NaN or infinity; "
                 f"nothing has changed and the last checkpoint is good; lower the learning rates, "
                 f"or go on without such gradients by --on-nan skip"
             )
-        self.dense.zero_grad()
+        if bad:
+            self.progress.bad_steps += 1
+            self.dense.zero_grad()
 
-    def _batches(self) -> Generator[Batch, None, None]:
-        """Batches from the data cursor on, their rows resident, until the schedule ends."""
+    def _shares(self) -> Generator[Share, None, None]:
+        """This worker's shares of the batches from the data cursor on, until the schedule ends."""
+        rank, world = self.group.rank, self.group.world
         while self.progress.epoch < self.schedule.epochs and not self._done:
+            batches = self.dataset.train(self.schedule.batch_size, start=self.progress.batch)
             ahead = prefetch(
-                self.dataset.train(self.schedule.batch_size, start=self.progress.batch),
-                keys=lambda batch: {self.model.bag: [(batch.ids, batch.offsets)]},
+                (Share.of(batch, rank=rank, world=world) for batch in batches),
+                keys=lambda share: {self.model.bag: [(share.batch.ids, share.batch.offsets)]},
                 depth=self.schedule.depth,
                 lookahead=self.schedule.lookahead,
             )
             with closing(ahead):
-                for batch in ahead:
-                    yield batch
+                for share in ahead:
+                    yield share
                     if self._done:
                         return
             self.progress.epoch, self.progress.batch = self.progress.epoch + 1, 0
@@ -194,7 +237,16 @@ class Trainer:
     @property
     def _done(self) -> bool:
         steps = self.schedule.steps
-        return self.stop or (steps is not None and self.progress.step >= steps)
+        return self.stopped or (steps is not None and self.progress.step >= steps)
+
+    def _agree(self) -> bool:
+        """Whether a checkpoint is due after this step; and whether it was the last, in ``stopped``.
+
+        In one place, after the step, as every worker has to come to the same answers.
+        """
+        self.stopped, wanted = self.group.any(self.stop, self.store.wants_checkpoint)
+        every = self.schedule.checkpoint_every
+        return wanted or (every > 0 and self.progress.step % every == 0)
 
     def _checkpoint(self) -> int:
         self.store.checkpoint(self.progress.step, self._state())
@@ -207,3 +259,8 @@ class Trainer:
             "sparse": self.sparse.state_dict(),
             "cursor": {"epoch": self.progress.epoch, "batch": self.progress.batch},
         }
+
+
+def _loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean cross entropy of (n,) logits."""
+    return F.binary_cross_entropy_with_logits(logits, labels.to(logits.device))

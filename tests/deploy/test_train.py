@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -11,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 
+import ps
 from deploy.command import run
 from worker.data.trace import open_trace, read_all
 
@@ -116,14 +119,14 @@ def _wait_for_a_checkpoint(process: subprocess.Popen[str], store: Path) -> None:
             return
 
 
-@pytest.mark.parametrize("blow", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("blow", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_interrupted_run_resumes_with_the_same_losses(tmp_path: Path, blow: signal.Signals) -> None:
     _, whole = _train(tmp_path / "whole", "--checkpoint-every", "5", "--epochs", "3")
     process = _start(tmp_path / "cut", "--checkpoint-every", "5", "--epochs", "3")
     _wait_for_a_checkpoint(process, tmp_path / "cut")
     process.send_signal(blow)
     process.communicate(timeout=120)
-    assert process.returncode == (130 if blow == signal.SIGINT else -signal.SIGKILL)
+    assert process.returncode == (-signal.SIGKILL if blow == signal.SIGKILL else 130)
     code, rest = _train(tmp_path / "cut", "--checkpoint-every", "5", "--epochs", "3", "--resume")
     assert code == 0
     assert 0 < len(rest["losses"]) < len(whole["losses"])
@@ -190,3 +193,77 @@ def test_a_ghost_says_what_other_sizes_would_hit_and_is_not_seen_in_results(
     assert sizes[1.0]["hit_rate"] == pytest.approx(ghost["hit_rate"]["ram"]["key"], abs=0.05)
     assert _train(tmp_path / "v", "--ghost", "--verify")[0] == 1
     assert "--ghost: not with --verify" in capsys.readouterr().err
+
+
+def _launch(store: Path, *more: str) -> subprocess.Popen[str]:
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    worker = ["--nproc-per-node", "2", "-m", "tests.deploy.launched", *SMALL]
+    return subprocess.Popen(
+        [*torchrun, *worker, "--store", str(store), "--json", str(store / "report.json"), *more],
+        stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        cwd=Path(__file__).parents[2],
+    )  # fmt: skip
+
+
+def _end(process: subprocess.Popen[str]) -> tuple[str, str]:
+    """What it said; nothing that torchrun started is left, however it ended."""
+    workers = psutil.Process(process.pid).children(recursive=True)
+    try:
+        return process.communicate(timeout=120)
+    finally:
+        for each in (process, *workers):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                each.kill()
+        process.wait()
+
+
+def test_workers_of_torchrun_stop_together_go_on_together_and_one_speaks(tmp_path: Path) -> None:
+    stores = [tmp_path / str(rank) for rank in range(2)]
+    process = _launch(tmp_path, "--checkpoint-every", "5", "--epochs", "10000")
+    for store in stores:
+        _wait_for_a_checkpoint(process, store)
+    process.send_signal(signal.SIGTERM)
+    _, err = _end(process)
+    assert process.returncode != 0
+    assert err.count("stopping after this step") == 1, err
+    assert err.count("disk:") == 1
+    step = json.loads((tmp_path / "report.json").read_text())["step"]
+    for store in stores:
+        with ps.open(store, ram="4MiB") as opened:
+            assert opened.checkpoints[-1] == step
+    process = _launch(tmp_path, "--resume", "--steps", str(step + 3), "--epochs", "10000")
+    out, err = _end(process)
+    assert process.returncode == 0, err
+    assert err.count(f"resumed at step {step}") == 1
+    assert out.count("go on: terrace train") == 1
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert (report["step"], len(report["losses"]), report["train"]["examples"]) == (
+        step + 3, 3, 300,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ((), ("rank 1: ", "--store", "2", "--servers")),
+        (("--record", "x.npy"), ("rank 1: ", "--record: not with several workers")),
+        (("--verify",), ("rank 1: ", "--verify: not with several workers")),
+    ],
+)
+def test_what_several_workers_cannot_do_is_refused(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    more: tuple[str, ...],
+    words: tuple[str, ...],
+) -> None:
+    place = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
+    for name, value in place.items():
+        monkeypatch.setenv(name, value)
+    code, _ = _train(tmp_path / "s", *more)
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert (code, len(lines)) == (1, 1)
+    assert all(word in lines[0] for word in words), lines
+    monkeypatch.delenv("RANK")
+    assert _train(tmp_path / "s")[0] == 1
+    assert "RANK: expected in the environment" in capsys.readouterr().err
