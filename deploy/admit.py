@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from ps.admission import Admission, CountMin, ExactCount, Probability
-from ps.store import Store
 from storage.budget import parse_size
 from storage.errors import ConfigError
 
@@ -41,18 +41,22 @@ def admission(
     return KINDS[by](times, **options)
 
 
-def report(store: Store, table: str) -> dict[str, Any] | None:
+def report(stats: Mapping[str, Any], table: str) -> dict[str, Any] | None:
     """What was declared and what came of it in this run, as JSON values; None when it is off.
 
-    threshold: uses, or the probability of each. keys_admitted, keys_refused: of each step, summed
-    up. gradients_dropped: uses of keys refused. rows: of the table.
+    stats: of the store; servers are counted together. threshold: uses, or the probability of each.
+    keys_admitted, keys_refused: of each step, summed up. gradients_dropped: uses of keys refused.
+    rows: of the table.
     """
-    stack = store.stacks[table]
-    if stack.doorkeeper is None:
+    parts = [each["tables"][table] for each in stats.get("shards", [stats])]
+    if "admission" not in parts[0]:
         return None
-    found = stack.doorkeeper.report()
+    found = dict(parts[0]["admission"])
+    for name in ("keys_admitted", "keys_refused", "gradients_dropped"):
+        found[name] = sum(part["admission"][name] for part in parts)
     threshold = found.pop("times", found.pop("probability", None))
-    return {**found, "threshold": threshold, "rows": len(stack.ssd)}
+    rows = sum(part["tiers"][-1]["rows"] for part in parts)
+    return {**found, "threshold": threshold, "rows": rows}
 
 
 def shown(found: dict[str, Any]) -> dict[str, str]:

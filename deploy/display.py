@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bar
 from rich.table import Table
 
-from ps.store import Store
+from ps.tables import Tables
 from worker.trainer import Progress
 
 _BAR_SECONDS, _LINE_SECONDS = 0.5, 5.0
@@ -28,7 +28,7 @@ class Display:
     total: steps of the run, None when unknown.
     """
 
-    def __init__(self, store: Store, total: int | None) -> None:
+    def __init__(self, store: Tables, total: int | None) -> None:
         self._store = store
         self._console = Console(stderr=True)
         self._shown = 0.0
@@ -71,7 +71,7 @@ class Display:
 
     def _figures(self, progress: Progress) -> str:
         recent = progress.losses[-_RECENT:]
-        rates = hit_rates(self._store)
+        rates = hit_rates(self._store.tiers())
         hits = "  ".join(f"{tier} {100 * rate['access']:.0f}%" for tier, rate in rates.items())
         return (
             f"loss {sum(recent) / max(1, len(recent)):.4f}  "
@@ -80,22 +80,22 @@ class Display:
         )
 
 
-def hit_rates(store: Store) -> dict[str, dict[str, float]]:
+def hit_rates(tables: Mapping[str, Any]) -> dict[str, dict[str, float]]:
     """By tier, over all tables: the share it answered of what it was asked, by access and by key.
 
-    First-seen keys are left out of what the lowest tier was asked: no tier could have had them.
-    Reads counters without the store's lock: they may be of different moments of one batch.
+    tables: as `ps.Tables.tiers` gives them. First-seen keys are left out of what the lowest tier
+    was asked: no tier could have had them.
     """
     asked: dict[str, list[int]] = {}
-    for stack in store.stacks.values():
-        seen = stack.hierarchy.first_seen
-        for tier in stack.tiers:
-            total = asked.setdefault(tier.name, [0, 0, 0, 0])
-            stats, lowest = tier.stats, tier is stack.ssd
-            total[0] += stats.access_hits
-            total[1] += stats.accesses - (seen.accesses if lowest else 0)
-            total[2] += stats.key_hits
-            total[3] += stats.keys - (seen.keys if lowest else 0)
+    for table in tables.values():
+        seen = table.get("first_seen", {"accesses": 0, "keys": 0})
+        for tier in table["tiers"]:
+            total = asked.setdefault(tier["tier"], [0, 0, 0, 0])
+            lowest = tier["tier"] == "ssd"
+            total[0] += tier["access_hits"]
+            total[1] += tier["accesses"] - (seen["accesses"] if lowest else 0)
+            total[2] += tier["key_hits"]
+            total[3] += tier["keys"] - (seen["keys"] if lowest else 0)
     return {
         tier: {"access": hits / max(1, accesses), "key": key_hits / max(1, keys)}
         for tier, (hits, accesses, key_hits, keys) in asked.items()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -52,6 +52,14 @@ class Job:
     seed: int = 0
     threads: int | None = None
     admission: Admission | None = None
+    servers: str | None = None
+    mode: str = "sync"
+    staleness: int = 0
+    name: str = "train"
+    tls: Path | None = None
+    token: Path | None = None
+    server_timeout: float = 600.0
+    push: str = "256MiB"
     launch: Launch = Launch()  # noqa: RUF009 - a value, never changed
 
     def dataset(self) -> Dataset:
@@ -74,8 +82,12 @@ class Job:
         )  # fmt: skip
 
     @contextmanager
-    def opened(self) -> Iterator[ps.Store]:
-        """The store, closed at the end. Raises: ConfigError with several workers."""
+    def opened(self) -> Iterator[ps.Tables]:
+        """The store, closed at the end. Raises: ConfigError with several workers and no servers."""
+        if self.servers is not None:
+            with self._connected(self.servers) as remote:
+                yield remote
+            return
         if self.launch.world > 1:
             raise ConfigError(
                 f"--store {self.store}: expected one worker, got {self.launch.world}: a folder is "
@@ -90,11 +102,25 @@ class Job:
         ) as store:  # fmt: skip
             yield store
 
+    def _connected(self, servers: str) -> ps.Tables:
+        """The store whose rows servers have."""
+        credentials = ps.Credentials() if self.tls is None else ps.Credentials.in_folder(self.tls)
+        if self.token is not None:
+            credentials = replace(credentials, token=self.token)
+        return ps.connect(
+            servers, [self.table()], device=self.launch.device(self.device),
+            ram=parse_size(self.ram, "--ram"),
+            hbm=None if self.hbm is None else parse_size(self.hbm, "--hbm"),
+            mode=self.mode, staleness=self.staleness, job=self.name, launch=self.launch,
+            credentials=credentials, timeout_seconds=self.server_timeout,
+            push=parse_size(self.push, "--push"), threads=self.threads, policy=self.policy,
+        )  # fmt: skip
+
     def group(self) -> Group:
         """The workers of the run, met; to be closed."""
         return Group(self.launch, device=self.launch.device(self.device))
 
-    def trainer(self, store: ps.Store, dataset: Dataset, group: Group | None = None) -> Trainer:
+    def trainer(self, store: ps.Tables, dataset: Dataset, group: Group | None = None) -> Trainer:
         """A trainer at step 0. Sets seed and number of threads, so that results repeat."""
         torch.manual_seed(self.seed)
         if self.threads is not None:

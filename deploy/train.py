@@ -17,8 +17,7 @@ import typer
 if TYPE_CHECKING:
     from deploy.job import Job
     from ps.launch import Launch
-    from ps.store import Store
-    from worker.metrics import Figures
+    from ps.tables import Tables
     from worker.trainer import Progress, Trainer
 
 EXAMPLE = """Example: terrace train --data flights --store run/demo --ram 24MiB
@@ -31,6 +30,7 @@ step with a checkpoint; --resume goes on from the newest one. Started by torchru
 ahead of the last step."""
 
 Choice = Literal["stop", "skip"]
+Mode = Literal["sync", "async"]
 Count = Literal["sketch", "exact", "probability"]
 
 
@@ -39,6 +39,14 @@ def train(
     store: Annotated[Path, typer.Option(help="Directory of the rows; made when absent.")] = Path(
         "run/train"
     ),
+    servers: Annotated[str | None, typer.Option(help="Servers that hold the rows, HOST:PORT,HOST:PORT, in the order of their shards, in place of --store.")] = None,
+    mode: Annotated[Mode, typer.Option(help="With --servers: sync is exact, for one worker; async for several.")] = "sync",
+    staleness: Annotated[int, typer.Option(help="In mode async, steps that copies of rows may be old.")] = 0,
+    name: Annotated[str, typer.Option(help="Of the training; two at once on the same servers need two.")] = "train",
+    tls: Annotated[Path | None, typer.Option(help="Folder with certificates and token, as terrace certificate makes it.")] = None,
+    token: Annotated[Path | None, typer.Option(help="File with the servers' token, if not in --tls.")] = None,
+    server_timeout: Annotated[float, typer.Option(help="Seconds that a server which is away is waited for.")] = 600.0,
+    push: Annotated[str, typer.Option(help="Bytes of changes kept until servers have made them durable.")] = "256MiB",
     test_data: Annotated[str | None, typer.Option(help="Held-out examples, a path.")] = None,
     holdout: Annotated[float, typer.Option(help="Share held out without --test-data.")] = 0.1,
     bad_lines: Annotated[Choice, typer.Option(help="Unreadable lines: stop, or skip and count.")] = "stop",
@@ -84,12 +92,16 @@ def train(
         data=data, store=store, test_data=test_data, holdout=holdout, bad_lines=bad_lines, ram=ram,
         hbm=hbm, disk=disk, device=device, durability=durability, policy=policy, preset=preset,
         dim=dim, optimizer=optimizer, lr=lr, dtype=dtype, seed=seed, threads=threads, ghost=ghost,
-        launch=launch, admission=admission(admit, admit_by, decay=admit_decay, size=admit_bytes),
+        servers=servers, mode=mode, staleness=staleness, name=name, tls=tls, token=token,
+        server_timeout=server_timeout, push=push, launch=launch,
+        admission=admission(admit, admit_by, decay=admit_decay, size=admit_bytes),
         schedule=Schedule(
             batch_size=batch_size, epochs=epochs, steps=steps, depth=prefetch,
             lookahead=lookahead, checkpoint_every=checkpoint_every, on_nan=on_nan, dense_lr=dense_lr,
         ),
     )  # fmt: skip
+    if servers is not None:
+        _refuse("with --servers", verify=verify, ghost=ghost, disk=disk)
     if verify:
         from deploy.verify import verify as compare
 
@@ -120,6 +132,7 @@ def _train(job: Job, *, resume: bool, json: Path | None, record: Path | None) ->
     """Train; of several workers rank 0 shows what goes on and writes the report."""
     import torch
 
+    from deploy.outcome import report_of, show
     from deploy.report import write_json
     from storage.recorder import Recorder
 
@@ -136,22 +149,23 @@ def _train(job: Job, *, resume: bool, json: Path | None, record: Path | None) ->
         skipped_rows = int(group.sum(torch.tensor(trainer.sparse.skipped_rows)))
         report = None
         if job.launch.leads:
-            report = _report(store, progress, figures, dataset.bad_lines, skipped_rows)
+            report = report_of(store, progress, figures, dataset.bad_lines, skipped_rows)
     if report is not None:
-        _show(job, report, interrupted=trainer.stopped)
+        show(job, report, interrupted=trainer.stopped)
         write_json(json, report)
     return 130 if trainer.stopped else 0
 
 
 @contextmanager
-def _watching(job: Job, store: Store, total: int | None) -> Iterator[Callable[[Progress], None]]:
+def _watching(job: Job, store: Tables, total: int | None) -> Iterator[Callable[[Progress], None]]:
     """What is called after each step: it shows progress, at the worker that speaks for all."""
     from deploy.display import Display
 
     if not job.launch.leads:
         yield lambda progress: None
         return
-    _say_disk(store, total, job)
+    if job.servers is None:
+        _say_disk(store, total, job)
     with Display(store, total) as display:
         yield display.show
 
@@ -165,7 +179,7 @@ def _start(trainer: Trainer, *, resume: bool) -> None:
             typer.echo(text, err=True)
 
     store = trainer.store
-    rows = sum(len(stack.ssd) for stack in store.stacks.values())
+    rows = store.stored_rows
     if resume and (store.checkpoints or rows):
         say(f"resumed at step {trainer.resume()}")
     elif resume:
@@ -174,7 +188,7 @@ def _start(trainer: Trainer, *, resume: bool) -> None:
         step = store.checkpoints[-1] if store.checkpoints else 0
         raise ConfigError(
             f"{store.path}: expected an empty store, found {rows} rows at step {step}; add "
-            f"--resume to go on, or give another --store"
+            f"--resume to go on, or give another --store or other --servers"
         )
 
 
@@ -186,12 +200,12 @@ def _total_steps(job: Job, examples: int | None) -> int | None:
     return steps if schedule.steps is None else min(steps, schedule.steps)
 
 
-def _say_disk(store: Store, steps: int | None, job: Job) -> None:
+def _say_disk(store: Tables, steps: int | None, job: Job) -> None:
     """What the run may write; stale copies of rows are freed while it goes on."""
     from storage.budget import show_size
 
     free = shutil.disk_usage(store.path).free
-    row = max(stack.table.shape.stored_bytes for stack in store.stacks.values())
+    row = max(table.shape.stored_bytes for table in store.tables.values())
     features = len(job.dataset().feature_names)
     batch = job.schedule.batch_size * features * row * 1.1
     typer.echo(
@@ -223,108 +237,3 @@ def _interruptible(trainer: Trainer) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _report(
-    store: Store, progress: Progress, figures: Figures | None, bad_lines: int, skipped_rows: int
-) -> dict[str, Any]:
-    from dataclasses import asdict
-
-    from deploy import admit
-    from deploy.display import hit_rates
-    from deploy.job import TABLE
-
-    so_far = progress.metrics.figures
-    shown = figures or so_far
-    rates = hit_rates(store)
-    digest = store.digest()
-    stats = store.stats()
-    ssd = [stack.ssd for stack in store.stacks.values()]
-    return {
-        "step": progress.step,
-        "loss": progress.losses[-1] if progress.losses else None,
-        "losses": progress.losses,
-        "auc": shown.auc,
-        "logloss": shown.logloss,
-        "test": None if figures is None else asdict(figures),
-        "train": asdict(so_far),
-        "examples_per_s": progress.examples_per_s,
-        "seconds": progress.seconds,
-        "hit_rate": rates,
-        "ssd_rows_read": sum(tier.stats.rows_read for tier in ssd),
-        "ssd_rows_written": sum(tier.stats.rows_written for tier in ssd),
-        "rows": sum(len(tier) for tier in ssd),
-        "bytes": _bytes(store),
-        "rows_crc": digest,
-        "admission": admit.report(store, TABLE),
-        "bad_lines": bad_lines,
-        "bad_steps": progress.bad_steps,
-        "skipped_rows": skipped_rows,
-        "ghost": store.ghost.report() if store.ghost else None,
-        "stats": stats,
-    }
-
-
-def _bytes(store: Store) -> dict[str, int]:
-    """Bytes of rows by tier, the peak of the RAM budget, and the file."""
-    found = {"ram_budget": 0, "ram_peak": 0}
-    for stack in store.stacks.values():
-        for cache in stack.caches:
-            size = len(cache) * cache.array.bytes_per_position
-            found[cache.name] = found.get(cache.name, 0) + size
-        found["ssd"] = found.get("ssd", 0) + len(stack.ssd) * stack.table.shape.stored_bytes
-        found["ram_budget"] += stack.budget.total
-        found["ram_peak"] += stack.budget.peak
-    found["file"] = store.stats()["disk_bytes"]["file"]
-    return found
-
-
-def _show(job: Job, report: dict[str, Any], *, interrupted: bool) -> None:
-    from deploy.admit import shown
-    from deploy.display import show_table
-    from storage.budget import show_size
-
-    test, held, of = report["test"], report["bytes"], "" if report["test"] else " (training)"
-    rows = {
-        "steps": f"{report['step']:,}",
-        "loss, last 100 steps": f"{_mean(report['losses'][-100:]):.4f}",
-        f"AUC{of}": f"{report['auc']:.4f}",
-        f"log loss{of}": f"{report['logloss']:.4f}",
-    }
-    if test:
-        rows |= {
-            "normalized entropy": f"{test['normalized_entropy']:.4f}",
-            "calibration": f"{test['calibration']:.3f}",
-        }
-    rows["examples/s"] = f"{report['examples_per_s']:,.0f}"
-    for tier, rate in report["hit_rate"].items():
-        rows[f"hits {tier}"] = f"{rate['access']:.1%} of accesses, {rate['key']:.1%} of keys"
-    for table in report["stats"]["tables"].values():
-        for tier in table["tiers"]:
-            size = show_size(held[tier["tier"]])
-            rows[f"rows in {tier['tier']}"] = f"{tier['rows']:,} ({size})"
-        rows["keys first seen"] = f"{table['first_seen']['keys']:,}"
-    if report["admission"]:
-        rows |= shown(report["admission"])
-    rows |= {
-        "SSD rows read / written": f"{report['ssd_rows_read']:,} / {report['ssd_rows_written']:,}",
-        "RAM budget, peak": f"{show_size(held['ram_budget'])}, {show_size(held['ram_peak'])}",
-        "file": show_size(held["file"]),
-    }
-    for name in ("bad_lines", "bad_steps", "skipped_rows"):
-        if report[name]:
-            rows[name.replace("_", " ")] = f"{report[name]:,}"
-    for name, table in (report["ghost"] or {}).items():
-        for size in table["sizes"]:
-            if size["times_ram"] != 1:
-                rows[f"{name}: with {size['times_ram']:g}x the RAM"] = (
-                    f"about {size['hit_rate']:.1%} of keys hit, "
-                    f"{size['hit_rate_seen_before']:.1%} of those not first seen"
-                )
-    show_table("interrupted" if interrupted else "done", rows)
-    more = "" if interrupted else f" --epochs {job.schedule.epochs + 1}"
-    typer.echo(f"go on: terrace train --data {job.data} --store {job.store} --resume{more} ...")
-
-
-def _mean(values: list[float]) -> float:
-    return sum(values) / max(1, len(values))

@@ -19,6 +19,7 @@ from deploy.display import Display
 from deploy.job import TABLE, Job
 from deploy.report import write_json
 from ps.doorkeeper import bytes_held
+from ps.store import Store
 from storage.budget import show_size
 from storage.codec import tolerance
 from storage.keys import mix_keys
@@ -95,6 +96,7 @@ def _compare(
     found = _compare_losses(losses, expected, _bound(asked))
     count, drift, size = 0, 0.0, 0.0
     with asked.opened() as ours, oracle.opened() as theirs:
+        assert isinstance(ours, Store) and isinstance(theirs, Store)
         for mine, reference in _side_by_side(ours.rows(TABLE), theirs.rows(TABLE)):
             count += len(reference)
             found = found or _compare_rows(asked, mine, reference)

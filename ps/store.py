@@ -272,6 +272,11 @@ class Store(Tables):
         return self._upkeep.stepping()
 
     @property
+    def stored_rows(self) -> int:
+        """See `Tables.stored_rows`."""
+        return sum(len(stack.ssd) for stack in self.stacks.values())
+
+    @property
     def checkpoints(self) -> list[int]:
         """Steps of the kept checkpoints, oldest first."""
         with self.planner:
@@ -314,6 +319,10 @@ class Store(Tables):
                 "disk_bytes": self._upkeep.space.report(),
                 "checkpoints": self._upkeep.checkpoints.steps,
             }
+
+    def tiers(self) -> dict[str, Any]:
+        """See `Tables.tiers`."""
+        return {name: stack.report() for name, stack in self.stacks.items()}
 
     def check(self) -> list[str]:
         """Read everything and verify every invariant: what is broken, one line each."""

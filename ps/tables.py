@@ -222,6 +222,11 @@ class Tables(ABC):
 
     @property
     @abstractmethod
+    def stored_rows(self) -> int:
+        """Rows that are on disk, of all tables."""
+
+    @property
+    @abstractmethod
     def checkpoints(self) -> list[int]:
         """Steps of the kept checkpoints, oldest first."""
 
@@ -232,6 +237,12 @@ class Tables(ABC):
     @abstractmethod
     def stats(self) -> dict[str, Any]:
         """Counters and bytes of every tier as JSON values; counters only grow."""
+
+    @abstractmethod
+    def tiers(self) -> dict[str, Any]:
+        """The tiers of this process by table, as in `stats`, without waiting for anything: counters
+        may be of different moments of one batch.
+        """
 
     @abstractmethod
     def close(self) -> None:

@@ -121,8 +121,9 @@ class Client:
                 self.each(lambda shard: self.links[shard].open(self.links[shard].openings))
             except FencedError:
                 continue  # another process was faster
-            first = self.links[0].ask(0)
-            self.marker = int(first.marker) - 1
+            told = self.each(lambda shard: self.links[shard].ask(0))
+            self.marker = int(told[0].marker) - 1
+            self.rows = sum(int(reply.rows) for reply in told)
             return
         raise FencedError(
             f"client {self.identity.client!r}: other processes of this name keep coming in; give "

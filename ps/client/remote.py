@@ -244,6 +244,11 @@ class RemoteStore(Tables):
         return self.client.wants_checkpoint
 
     @property
+    def stored_rows(self) -> int:
+        """See `Tables.stored_rows`; of all shards, as they were when this worker came in."""
+        return self.client.rows
+
+    @property
     def checkpoints(self) -> list[int]:
         """See `Tables.checkpoints`."""
         kept: list[int] = self.client.look("stats")[0]["checkpoints"]
@@ -269,13 +274,15 @@ class RemoteStore(Tables):
 
     def stats(self) -> dict[str, Any]:
         """See `Tables.stats`: this worker's copies, and under "shards" what each shard says."""
-        with self.planner:
-            copies = {name: self._report(stack) for name, stack in self.stacks.items()}
         return {
-            "tables": copies,
+            "tables": self.tiers(),
             "shards": self.client.look("stats"),
             "skipped_rows": sum(outbox.skipped for outbox in self.client.outboxes),
         }
+
+    def tiers(self) -> dict[str, Any]:
+        """See `Tables.tiers`; the copies of this worker."""
+        return {name: stack.report() for name, stack in self.stacks.items()}
 
     def close(self) -> None:
         """Wait until the shards have all changes and made them durable, then let go."""
@@ -294,9 +301,3 @@ class RemoteStore(Tables):
         self.client.close()
         self.pool.close()
         self.observers.close()
-
-    @staticmethod
-    def _report(stack: Replicas) -> dict[str, Any]:
-        top = stack.top
-        tier = {"tier": top.name, "rows": len(top), "capacity": top.limit, **top.stats.report()}
-        return {"tiers": [tier], "staleness": stack.staleness()}

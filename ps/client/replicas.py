@@ -11,9 +11,10 @@ Threads: as the tier's; `fill` writes to positions that its caller has pinned.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from ps.table import Table
 from storage.array import FloatArray
@@ -99,7 +100,8 @@ class Replicas:
         last = len(self.ages) - 1
         self.ages += np.bincount(np.minimum(behind, last), minlength=last + 1)
 
-    def staleness(self) -> dict[str, int]:
-        """Uses of rows by the steps they were behind, as JSON values."""
-        seen: NDArray[np.int64] = np.flatnonzero(self.ages)
-        return {str(behind): int(self.ages[behind]) for behind in seen}
+    def report(self) -> dict[str, Any]:
+        """Figures as JSON values. staleness: uses of rows by the steps they were behind."""
+        top, seen = self.top, np.flatnonzero(self.ages).tolist()
+        tier = {"tier": top.name, "rows": len(top), "capacity": top.limit, **top.stats.report()}
+        return {"tiers": [tier], "staleness": {str(age): int(self.ages[age]) for age in seen}}

@@ -122,10 +122,11 @@ class Service(grpc.GenericRpcHandler):  # type: ignore[misc]
                 awaited=told.last_sequence, tables=_tables(told.tables),
             )  # fmt: skip
             reply.opened, reply.applied = True, session.applied
-            reply.rows = sum(len(stack.ssd) for stack in shard.store.stacks.values())
         elif told.tables:
             shard.ensure_tables(_tables(told.tables))
         reply.incarnation = shard.sessions.known(client)
+        if shard.loaded:
+            reply.rows = shard.store.stored_rows
         if shard.loaded and shard.store.checkpoints:
             reply.marker = 1 + shard.store.checkpoints[-1]
         return Frame(reply)

@@ -17,7 +17,7 @@ def test_hits_are_per_access_and_per_key_and_leave_out_first_seen_keys(tmp_path:
         for keys in ([1, 1, 1, 2], [1, 3]):
             store.stage({"t": [np.array(keys, np.uint64)]}).hold().drop()
             store.settle()
-        rates = hit_rates(store)
+        rates = hit_rates(store.tiers())
     assert rates["ram"] == {"access": 1 / 6, "key": 1 / 4}
     assert rates["ssd"] == {"access": 0.0, "key": 0.0}
 
