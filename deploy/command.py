@@ -60,6 +60,7 @@ bench = typer.Typer(
     help="How fast Terrace is here, beside the hardware and its peers.", no_args_is_help=True
 )
 bench.command("store")(_exiting(benchmarks.store))
+bench.command("step")(_exiting(benchmarks.step))
 bench.command("network")(_exiting(benchmarks.network))
 app.add_typer(bench, name="bench")
 

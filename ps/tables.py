@@ -171,6 +171,9 @@ class Tables(ABC):
         pinned by the records' holds.
         """
 
+    def await_steps(self) -> None:  # noqa: B027 - most have nothing to wait for
+        """Return when all steps that were made are applied, wherever the rows are."""
+
     # -- rows ------------------------------------------------------------------------------------
 
     def read(self, table: str, keys: torch.Tensor | NDArray[Any]) -> Floats:

@@ -94,6 +94,55 @@ def network(
     return 0
 
 
+def step(
+    dir: Annotated[Path, typer.Option(help="A new folder for stores.")] = Path("run/bench-step"),
+    rows: Annotated[int, typer.Option(help="Rows of the table.", min=1)] = 5_000_000,
+    steps: Annotated[int, typer.Option(help="Steps of a round.", min=1)] = 20,
+    rounds: Annotated[int, typer.Option(help="Medians are over so many rounds.", min=1)] = 5,
+    threads: Annotated[int, typer.Option(help="For kernels and layers.", min=1)] = 1,
+    servers: Annotated[
+        str | None,
+        typer.Option(help="Rows on servers: how many to start here, or HOST:PORT,HOST:PORT."),
+    ] = None,
+    staleness: Annotated[int, typer.Option(help="With servers: steps copies may be old.")] = 4,
+    prefetch: Annotated[int, typer.Option(help="Batches made resident ahead.", min=0)] = 2,
+    json: Annotated[Path | None, typer.Option(help="Write the figures as one JSON object.")] = None,
+) -> int:
+    """Measure a step's embedding layer: look up, backward with a constant gradient, update.
+
+    4096 x 26 ids a step, Zipf 1.05, hashed to 64 bits, row-wise Adagrad, rows of 64 float32.
+
+    Example: terrace bench step --servers 1 --json run/step.json
+    """
+    import shutil
+
+    import torch
+
+    from deploy.bench.step import Plan, bench_step
+    from deploy.display import show_table
+    from deploy.progress import Ticker
+    from deploy.report import write_json
+    from storage.errors import ConfigError
+
+    if dir.exists():
+        raise ConfigError(f"--dir {dir}: expected a new folder, but it is there; name another")
+    where = int(servers) if servers is not None and servers.isdecimal() else servers
+    plan = Plan(dir, rows, steps, rounds, threads, where, staleness, prefetch)
+    torch.set_num_threads(threads)
+    try:
+        figures = bench_step(plan, Ticker())
+    finally:
+        shutil.rmtree(dir, ignore_errors=True)
+    shown = {
+        "keys/s": f"{figures['keys_per_s'] / 1e6:.2f} M",
+        "step": f"{figures['step_ms']:.1f} ms",
+        "RAM of this process": f"{figures['rss_bytes'] / 2**20:,.0f} MiB",
+    }
+    show_table(f"{rows:,} rows x 64 float32, 4096 x 26 ids", shown)
+    write_json(json, {"rows": rows, "threads": threads, **figures})
+    return 0
+
+
 def _shown_network(figures: dict[str, Any]) -> dict[str, str]:
     """For people."""
     shown = {}

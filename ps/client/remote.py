@@ -190,6 +190,10 @@ class RemoteStore(Tables):
             return 0
         return int(np.count_nonzero(~np.isfinite(gradients * np.float32(scale)).all(axis=1)))
 
+    def await_steps(self) -> None:
+        """See `Tables.await_steps`. Raises: UnavailableError."""
+        self.client.flush()
+
     # -- rows ------------------------------------------------------------------------------------
 
     def write(
