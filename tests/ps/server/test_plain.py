@@ -232,3 +232,24 @@ def test_close_ends_what_is_open(metrics: Metrics, health: Health) -> None:
     with pytest.raises(OSError):
         connect(port)
     port.close()
+
+
+def test_close_waits_for_a_scrape(metrics: Metrics, health: Health) -> None:
+    began, go_on, ended = threading.Event(), threading.Event(), threading.Event()
+
+    def source() -> Mapping[str, Any]:
+        began.set()
+        assert go_on.wait(DEADLINE)
+        ended.set()
+        return {}
+
+    metrics.watch(source)
+    port = PlainPort(metrics, health)
+    with connect(port) as connection, ThreadPoolExecutor(1, "terrace-test") as pool:
+        connection.sendall(b"GET /metrics HTTP/1.1\r\n\r\n")
+        assert began.wait(DEADLINE)
+        closing = pool.submit(port.close)
+        assert rest(connection) == b""  # cut at once
+        go_on.set()
+        closing.result(DEADLINE)
+    assert ended.is_set()
