@@ -18,6 +18,7 @@ import contextlib
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import Any
@@ -71,9 +72,17 @@ class Host:
         return subprocess.run(self.inside(words), **{**settings, **more})
 
     def start(self, *words: str, **more: Any) -> subprocess.Popen[Any]:
-        """Start a command on this host; its pid is the command's own. Killed at `close`."""
+        """Start a command on this host; its pid is the command's own. Killed at `close`.
+
+        It is on this host when this returns (or has ended already).
+        """
         started = subprocess.Popen(self.inside(words), **more)
         self._started.append(started)
+        deadline = time.monotonic() + DEADLINE_SECONDS
+        while started.returncode is None and namespace_of(started.pid) != namespace_of(self.pid):
+            assert time.monotonic() < deadline, f"{words[0]} did not get to host {self.name}"
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                started.wait(0.001)
         return started
 
     def inside(self, words: Sequence[str]) -> list[str]:
@@ -189,11 +198,17 @@ def netem_available() -> bool:
         return hosts.left.run(*words, check=False).returncode == 0
 
 
+def namespace_of(pid: int) -> str | None:
+    """The network namespace that a process is in; None when the process is gone.
+
+    Another one may have this name once it is gone itself: an open `/proc/PID/ns/net` keeps it.
+    """
+    try:
+        return os.readlink(f"/proc/{pid}/ns/net")
+    except OSError:
+        return None
+
+
 def processes_on(namespace: str) -> list[int]:
-    """Processes in a network namespace as `/proc/PID/ns/net` names it."""
-    found = []
-    for pid in psutil.pids():
-        with contextlib.suppress(OSError):
-            if os.readlink(f"/proc/{pid}/ns/net") == namespace:
-                found.append(pid)
-    return found
+    """Processes in a network namespace as `namespace_of` names it."""
+    return [pid for pid in psutil.pids() if namespace_of(pid) == namespace]

@@ -2,7 +2,8 @@
 
 gRPC itself sends nothing twice, so what a network may do to a request (have it arrive twice, late,
 or after its sender gave up) is made here, where a call is whole. Bytes go through unread; metadata,
-deadlines, errors and their details are passed on. Unary calls only.
+deadlines (which gRPC rounds up by a hundredth at each hop), errors and their details are passed on.
+Unary calls only.
 
 Which fault a call meets is drawn from a seeded generator when it comes: calls one after the other
 meet the same faults in every run, those at once share out the same faults in the order they come.

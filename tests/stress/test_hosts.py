@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import signal
@@ -16,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from tests.stress.hosts import HOLD, Host, Hosts, netem_available, processes_on
+from tests.stress.hosts import HOLD, Host, Hosts, namespace_of, netem_available, processes_on
 
 DEADLINE = 30.0
 PORT = 7000
@@ -117,8 +118,8 @@ def test_either_end_can_be_unplugged() -> None:
 def test_hosts_are_apart_from_the_machine_and_from_each_other() -> None:
     before = os.listdir("/sys/class/net")
     with Hosts() as one, Hosts() as other:
-        namespaces = {os.readlink(f"/proc/{host.pid}/ns/net") for host in (*one, *other)}
-        assert len(namespaces | {os.readlink("/proc/self/ns/net")}) == 5
+        pids = [os.getpid(), *(host.pid for host in (*one, *other))]
+        assert len({namespace_of(pid) for pid in pids}) == 5
         for host in (*one, *other):
             assert host.address in host.run("ip", "address").stdout
         assert os.listdir("/sys/class/net") == before
@@ -133,11 +134,18 @@ def test_a_started_process_has_its_own_pid_and_ends_with_its_host() -> None:
     assert process.returncode == -signal.SIGKILL
 
 
+@contextmanager
+def kept(pid: int) -> Iterator[str]:
+    """The name of a process's namespace, which no other one gets meanwhile."""
+    with open(f"/proc/{pid}/ns/net", "rb"):
+        yield namespace_of(pid)
+
+
 @pytest.mark.parametrize("outer", ["own", ""])
 def test_a_holder_that_is_not_apart_kills_nothing(outer: str) -> None:
     with Hosts() as hosts:
         bystander = hosts.left.start("sleep", "1000")
-        namespace = os.readlink(f"/proc/{hosts.left.pid}/ns/net") if outer else ""
+        namespace = namespace_of(hosts.left.pid) if outer else ""
         held = hosts.left.run("sh", "-c", HOLD, "hold", namespace, check=False, input="")
         assert (held.returncode, held.stdout) == (1, "")
         assert bystander.poll() is None
@@ -148,7 +156,7 @@ import os, sys
 from tests.stress.hosts import Hosts
 hosts = Hosts()
 started = hosts.right.start("sleep", "1000")
-print(*(os.readlink(f"/proc/{host.pid}/ns/net") for host in hosts), started.pid, flush=True)
+print(*(host.pid for host in hosts), started.pid, flush=True)
 sys.stdin.read()
 """
 
@@ -161,20 +169,23 @@ def test_nothing_is_left_when_a_run_is_killed() -> None:
         [sys.executable, "-c", KILLED], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         cwd=Path(__file__).resolve().parents[2],
     ) as run:  # fmt: skip
-        *namespaces, started = run.stdout.readline().split()
-        assert int(started) in processes_on(namespaces[1])
-        run.kill()
-    deadline = time.monotonic() + DEADLINE
-    while any(processes_on(namespace) for namespace in namespaces):
-        assert time.monotonic() < deadline
+        left, right, started = map(int, run.stdout.readline().split())
+        with kept(left) as one, kept(right) as other:
+            assert started in processes_on(other)
+            run.kill()
+            deadline = time.monotonic() + DEADLINE
+            while processes_on(one) or processes_on(other):
+                assert time.monotonic() < deadline
 
 
 def test_what_a_test_leaves_by_an_error_is_gone() -> None:
-    with pytest.raises(ZeroDivisionError), Hosts() as hosts:
-        namespaces = [os.readlink(f"/proc/{host.pid}/ns/net") for host in hosts]
-        hosts.left.start("sleep", "1000")
-        raise ZeroDivisionError
-    assert not any(processes_on(namespace) for namespace in namespaces)
+    with contextlib.ExitStack() as keeping:
+        with pytest.raises(ZeroDivisionError), Hosts() as hosts:
+            namespaces = [keeping.enter_context(kept(host.pid)) for host in hosts]
+            started = hosts.left.start("sleep", "1000")
+            assert started.pid in processes_on(namespaces[0])
+            raise ZeroDivisionError
+        assert not any(processes_on(namespace) for namespace in namespaces)
 
 
 def test_netem_delays_where_the_kernel_has_it() -> None:

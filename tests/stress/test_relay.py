@@ -60,7 +60,7 @@ def test_a_call_passes_with_metadata_and_deadline(make: Making, counter: Counter
     assert reply == b"one"
     assert counter.metadata["x-token"] == "secret"
     assert counter.metadata["x-raw-bin"] == b"\x00\x01"
-    assert 0 < counter.seconds_left <= DEADLINE
+    assert 0 < counter.seconds_left <= 1.05 * DEADLINE  # gRPC rounds up, a hundredth a hop
     assert ("x-times", "1") in sent.trailing_metadata()
     assert relay.counts == {Fault.NONE: 1}
     large = bytes(16 << 20)
