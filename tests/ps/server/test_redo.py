@@ -159,6 +159,28 @@ def test_a_missing_file_is_damage(tmp_path: Path, missing: int) -> None:
         Redo(tmp_path, first=0)
 
 
+def test_the_end_is_the_position_of_the_newest_record(tmp_path: Path) -> None:
+    redo, _ = opened(tmp_path)
+    assert redo.end == 0
+    assert redo.append([b"a"]) == redo.end == 1
+    redo.rotate()
+    assert redo.append([b"b"]) == redo.end == 2
+    redo.close()
+
+
+def test_a_log_that_is_discarded_leaves_no_file_and_none_is_found(tmp_path: Path) -> None:
+    (tmp_path / "data.mdb").write_text("the store's")
+    assert not Redo.found(tmp_path)
+    redo, _ = opened(tmp_path)
+    fill(redo, b"a")
+    redo.rotate()
+    assert Redo.found(tmp_path)
+    redo.discard()
+    assert names(tmp_path) == ["data.mdb"] and not Redo.found(tmp_path)
+    with pytest.raises(ClosedError):
+        redo.append([b"b"])
+
+
 def test_a_folder_that_is_not_there_is_said(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="No such file"):
         Redo(tmp_path / "none", first=0)
@@ -273,10 +295,11 @@ def test_a_rotation_syncs_the_old_file_first_and_appends_wait_for_the_new(
     assert making.wait(DEADLINE)
     threads[1].start()
     # Long enough for an append that does not wait.
-    assert not appended.wait(0.1)
+    did_not_wait = appended.wait(0.1)
     go_on.set()
     for thread in threads:
         thread.join(DEADLINE)
+    assert not did_not_wait
     assert [len(each) for each in files] == [1, 2]
     redo.drop(1)
     redo.close()
