@@ -560,5 +560,5 @@ def test_crashes_for_long() -> None:
     from hypothesis.stateful import run_state_machine_as_test
 
     run_state_machine_as_test(
-        Crashes, settings=settings(deadline=None, max_examples=3000, stateful_step_count=60)
+        Crashes, settings=settings(deadline=None, max_examples=1000, stateful_step_count=60)
     )
