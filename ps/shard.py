@@ -45,7 +45,6 @@ from ps.table import Table
 from storage.array import FloatArray
 from storage.errors import (
     ConfigError,
-    DiskFullError,
     MismatchError,
     RefusedError,
     StoreError,
@@ -404,8 +403,8 @@ class Shard:
     def _whole(self, change: Change, store: Store) -> int:
         try:
             return change.apply(store)
-        except DiskFullError as error:
-            # Room was made for all of it beforehand, so a part may have been changed.
+        except TerraceError as error:
+            # What could be refused was refused beforehand, so a part may have been changed.
             raise RuntimeError(f"a change was cut in two ({error})") from error
 
     def _gather(self, session: Session, table: str, keys: Keys) -> Answer:

@@ -170,7 +170,9 @@ class Service(grpc.GenericRpcHandler):  # type: ignore[misc]
         reply = self._change("Push", frame, context)
         told = frame.message
         seconds, skipped = time.perf_counter() - began, reply.message.skipped
-        self._metrics.pushed(seconds, rows=told.rows - skipped, size=len(frame.raw), skipped=skipped)
+        self._metrics.pushed(
+            seconds, rows=told.rows - skipped, size=len(frame.raw), skipped=skipped
+        )
         return reply
 
     def _write(self, frame: Frame[Any], context: grpc.ServicerContext) -> Frame[Any]:
