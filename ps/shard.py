@@ -48,6 +48,7 @@ from storage.errors import (
     MismatchError,
     RefusedError,
     StoreError,
+    TerraceError,
 )
 from storage.rows import Floats, Keys
 
