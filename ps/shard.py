@@ -415,7 +415,7 @@ class Shard:
         array, seen = stack.top.array, stack.top.stats
         assert isinstance(array, FloatArray)
         clock, before = self.sessions.least_clock(session), seen.key_hits
-        for piece, positions, _ in resident(store, table, keys):
+        for piece, positions in resident(store, table, keys):
             array.embeddings_at(positions, values[piece])
         self.pulled_keys += len(keys)
         self.pulled_hits += seen.key_hits - before

@@ -23,7 +23,7 @@ from ps.store import Store
 from ps.table import Table
 from ps.wire.frame import Frame, array_of, unpacker
 from ps.wire.terrace_pb2 import DeleteRequest, PushRequest, WriteRequest
-from ps.workingset import Asked, Hold
+from ps.workingset import Asked
 from storage.errors import ConfigError, RefusedError
 from storage.keys import check_range, mix
 from storage.rows import Counts, Floats, Keys, Positions, Rows
@@ -101,10 +101,9 @@ class Push(Change):
             return 0
         stack, skipped = store.stacks[self.table], 0
         rule = {"lr": self.lr, "step": self.step, "scale": self.scale}
-        for piece, positions, hold in resident(store, self.table, self.keys):
+        for piece, positions in resident(store, self.table, self.keys):
             args = (positions, self.gradients[piece], self.uses[piece], store.pool)
             skipped += apply_condensed(stack, *args, **rule)  # type: ignore[arg-type]
-            hold.drop()
         return skipped
 
 
@@ -147,17 +146,29 @@ class Delete(Change):
         return 0
 
 
-def resident(store: Store, table: str, keys: Keys) -> Iterator[tuple[slice, Positions, Hold]]:
-    """Make rows resident and pinned, as many at once as a quarter of the cache: which of the keys,
-    their positions, and a hold to be dropped before the next.
+def resident(store: Store, table: str, keys: Keys) -> Iterator[tuple[slice, Positions]]:
+    """Rows that stay where they are until the next is asked for: which of the keys, and positions.
+
+    All at once where all are in the cache, under the planner's lock; else as many as a quarter of
+    the cache, pinned.
     """
-    most = max(1, store.stacks[table].top.limit // _PIECES)
+    stack = store.stacks[table]
+    with store.planner:
+        positions = stack.top.place(keys)
+        if not len(keys) or positions.min() >= 0:
+            # Nothing has to be pinned: half of the time of making them resident.
+            stack.top.use(positions, np.ones(len(keys), np.int32))
+            yield slice(0, len(keys)), positions
+            if stack.doorkeeper is not None:
+                stack.top.demote_fresh(positions)
+            return
+    most = max(1, stack.top.limit // _PIECES)
     for start in range(0, len(keys), most):
         piece = slice(start, min(start + most, len(keys)))
         some = keys[piece]
         working_set = store.stage_asked({table: Asked(some, np.ones(len(some), np.int32), ())})
         hold = working_set.hold()
-        yield piece, working_set.parts[table].positions, hold
+        yield piece, working_set.parts[table].positions
         hold.drop()
         store.settle()
 
