@@ -5,6 +5,8 @@ STAMP := .venv/.installed
 PIP := $(BIN)/python -m pip install --quiet -c constraints.txt
 # Extra arguments for pytest: make test ARGS='-k evicted -x'
 ARGS ?=
+# That run tests, a file each; stress tests, which load the machine themselves, go one by one.
+PROCESSES ?= 2
 
 .PHONY: help install demo test lint bench stress clean
 .DEFAULT_GOAL := help
@@ -35,6 +37,7 @@ demo: $(STAMP)  ## train on 336,776 real flights with little RAM
 test: lint  ## lint, then every test but the stress tests
 	@$(call with_fresh_kernels,$(ARGS))
 
+stress: PROCESSES = 0
 stress: $(STAMP)  ## long runs against an oracle and under faults
 	@$(call with_fresh_kernels,-m stress tests $(ARGS))
 
@@ -42,7 +45,7 @@ stress: $(STAMP)  ## long runs against an oracle and under faults
 # callee would be taken for fresh, since numba looks at the kernel's own file only.
 define with_fresh_kernels
 cache=$$(mktemp -d) && trap 'rm -rf "$$cache"' EXIT && trap 'exit 130' INT TERM && \
-NUMBA_CACHE_DIR="$$cache" $(BIN)/python -m pytest $(1)
+NUMBA_CACHE_DIR="$$cache" $(BIN)/python -m pytest -n $(PROCESSES) --dist loadfile $(1)
 endef
 
 lint: $(STAMP)  ## ruff and mypy

@@ -46,6 +46,7 @@ def report_of(
         "bad_lines": bad_lines,
         "bad_steps": progress.bad_steps,
         "skipped_rows": skipped_rows + stats.get("skipped_rows", 0),
+        "staleness": _staleness(stats),
         "ghost": store.ghost.report() if isinstance(store, Store) and store.ghost else None,
         "stats": stats,
     }
@@ -68,6 +69,15 @@ def _bytes(store: Tables, stats: dict[str, Any]) -> dict[str, int]:
 def _tables(stats: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     """The tables of the store, or of each of its shards, as `Stack.report` has them."""
     return [pair for each in stats.get("shards", [stats]) for pair in each["tables"].items()]
+
+
+def _staleness(stats: dict[str, Any]) -> dict[str, int]:
+    """This worker's uses of rows by the steps they were behind; none where they never are."""
+    found: dict[str, int] = {}
+    for table in stats["tables"].values():
+        for age, uses in table.get("staleness", {}).items():
+            found[age] = found.get(age, 0) + uses
+    return found
 
 
 def _rates(store: Tables, stats: dict[str, Any]) -> dict[str, dict[str, float]]:
@@ -101,6 +111,9 @@ def show(job: Job, report: dict[str, Any], *, interrupted: bool) -> None:
         rows[f"rows in {tier}"] = f"{count:,} ({show_size(held[tier])})"
     seen = sum(table["first_seen"]["keys"] for _, table in _tables(report["stats"]))
     rows["keys first seen"] = f"{seen:,}"
+    if uses := sum(report["staleness"].values()):
+        shares = (f"{age}: {count / uses:.0%}" for age, count in report["staleness"].items())
+        rows["rows used so many steps old"] = ", ".join(shares)
     if report["admission"]:
         rows |= admit.shown(report["admission"])
     rows |= {
