@@ -37,6 +37,9 @@ from storage.errors import (
     WorkingSetError,
 )
 
+MOST_DETAILS = 2048
+"""Bytes: gRPC drops what comes with more than 8 KiB of metadata, and may write a byte as three."""
+
 ERROR, RETRY, NEEDED = "terrace-error", "terrace-retry-ms", "terrace-needed-bytes"
 """Keys of trailing metadata."""
 
@@ -94,10 +97,10 @@ def status_of(error: TerraceError) -> tuple[grpc.StatusCode, str, tuple[tuple[st
     kind = next(kind for kind in type(error).__mro__ if kind in CODES)
     trailing = [(ERROR, kind.__name__)]
     if isinstance(error, OverloadedError):
-        trailing.append((RETRY, str(int(1000 * error.retry_seconds))))
+        trailing.append((RETRY, str(round(1000 * error.retry_seconds))))
     if isinstance(error, WorkingSetError):
         trailing.append((NEEDED, str(error.needed_bytes)))
-    return CODES[kind], " ".join(str(error).split()), tuple(trailing)
+    return CODES[kind], _shortened(" ".join(str(error).split())), tuple(trailing)
 
 
 def error_of(shard: str, call: grpc.RpcError) -> TerraceError:
@@ -113,8 +116,15 @@ def error_of(shard: str, call: grpc.RpcError) -> TerraceError:
         return kind(message)
     if call.code() is Code.RESOURCE_EXHAUSTED:
         # Of gRPC: as many calls at once as the server takes, or a message above its limit.
-        return OverloadedError(message) if "oncurrent" in message else RefusedError(message)
+        busy = "oncurrent" in (call.details() or "")
+        return OverloadedError(message) if busy else RefusedError(message)
     return _FOREIGN.get(call.code(), ShardError)(message)
+
+
+def _shortened(text: str) -> str:
+    whole = text.encode("utf-8", "replace")
+    end = "" if len(whole) <= MOST_DETAILS else " ..."
+    return whole[:MOST_DETAILS].decode("utf-8", "ignore") + end
 
 
 def _metadata(pairs: Sequence[Any] | None) -> dict[str, str]:
@@ -123,7 +133,7 @@ def _metadata(pairs: Sequence[Any] | None) -> dict[str, str]:
 
 def _number(trailing: dict[str, str], key: str, otherwise: int) -> int:
     text = trailing.get(key, "")
-    return int(text) if text.isdigit() else otherwise
+    return int(text) if text.isdecimal() and len(text) < 19 else otherwise
 
 
 def unlisted() -> list[str]:
