@@ -175,7 +175,7 @@ class Checkpoints:
         manifest = {"step": step, **cut.describe(), "state": tree}
         facts[_name(number)] = json.dumps(manifest).encode()
         facts[_CUT] = json.dumps(cut.describe()).encode()
-        old = list(self._manifests)[: 1 - keep]
+        old = list(self._manifests)[: max(0, len(self._manifests) + 1 - keep)]
         for given_up in old:
             facts |= self._without(given_up)
         self._log.commit(facts)
