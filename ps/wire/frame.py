@@ -21,8 +21,8 @@ from storage.errors import RefusedError
 M = TypeVar("M", bound=Message)
 
 LONG_FIELD = 15
-MOST_FIELDS = 256
-"""Of a message; bounds the work on one that is made of nothing but small fields."""
+MOST_FIELDS = 2048
+"""Of a message, an Open with 1024 tables among them; bounds the work on one of small fields."""
 
 _LONG_TAG = bytes([LONG_FIELD << 3 | 2])
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
@@ -111,7 +111,7 @@ class _Unguarded:
 def _find_long(data: bytes) -> tuple[int, int]:
     """Where the field with the long array begins, and its bytes; both the end without one."""
     at = 0
-    for _ in range(MOST_FIELDS):
+    for _ in range(MOST_FIELDS + 1):
         if at >= len(data):
             return len(data), len(data)
         start = at
