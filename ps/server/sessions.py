@@ -6,8 +6,8 @@ and in order however often it arrives. What is applied is saved with every cut, 
 who was let in and who was shut out (*fences*) at once, and no crash or roll-back undoes that.
 
 After a restart of the shard a session has to be opened again; the client says how far it had come,
-and repeats what is lacking. Until all have, or were fenced by a deadline, rows are not what they
-were, and reading them waits (`wait_recovered`).
+and repeats what is lacking. Until all have, or were fenced by a deadline (which begins anew when
+one of them comes back), rows are not what they were, and reading them waits (`wait_recovered`).
 
 The *clock* of a client is its number of steps whose changes are applied here. A reader waits until
 the slowest client of its job has come far enough (`wait_clock`), which bounds staleness.
@@ -135,8 +135,12 @@ class Sessions:
                 session = self._enter(client, incarnation, token)
             elif incarnation < session.incarnation or token != session.token or session.fenced:
                 raise _fenced(session, incarnation)
+            elif self._replays and not session.opened:
+                # Later on nothing is lost: what is not applied is under way.
+                session.awaited = awaited
+                if session.applied < awaited:
+                    self._recover_by = time.monotonic() + self._replay_seconds
             session.rank, session.world = rank, world
-            session.awaited = max(session.awaited, awaited) if self._replays else 0
             session.opened, session.closed = True, False
             # Of a job that has become smaller nobody waits for those that are no more.
             for other in self._clients.values():
@@ -208,7 +212,7 @@ class Sessions:
     def least_clock(self, session: Session) -> int:
         """The least clock of all workers of a session's job."""
         with self._condition:
-            return min(self._clocks(session).values(), default=0)
+            return min(self._clocks(session).values(), default=session.clock)
 
     def wait_clock(self, session: Session, least: int, deadline: float) -> int:
         """Wait until every worker of the job has made ``least`` steps: the least clock then.
@@ -218,13 +222,14 @@ class Sessions:
         with self._condition:
             self._wait(
                 lambda: (
-                    min(self._clocks(session).values(), default=0) >= least or self._is_out(session)
+                    min(self._clocks(session).values(), default=least) >= least
+                    or self._is_out(session)
                 ),
                 deadline,
                 lambda: f"waited for step {least} of " + self._behind(session, least),
             )
             self._ensure_in(session)
-            return min(self._clocks(session).values(), default=0)
+            return min(self._clocks(session).values(), default=session.clock)
 
     def reset_clocks(self) -> None:
         """The tables went back to a checkpoint: steps are counted anew."""
