@@ -70,8 +70,10 @@ class Session:
 
     @property
     def job(self) -> str:
-        """What the workers of one job have in common: the name without its last part."""
-        return self.client.rpartition("-")[0]
+        """What the workers of one job have in common: the name without its last part, if it has
+        parts.
+        """
+        return self.client.rpartition("-")[0] or self.client
 
 
 class Sessions:
