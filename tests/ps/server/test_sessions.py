@@ -6,7 +6,7 @@ import json
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from ps.server.sessions import MOST_CLIENTS, Session, Sessions
 from ps.wire.status import ReopenError
 from storage.errors import CorruptError, FencedError, RefusedError, UnavailableError
+from tests.ps.server.waiting import Waiting
 
 DEADLINE = 20.0
 
@@ -54,38 +55,6 @@ def advance(sessions: Sessions, session: Session, to: int) -> None:
 def restarted(sessions: Sessions, saved: bytes | None = None, **options: Any) -> Sessions:
     """As a process that was started after a crash sees it. saved: with the last cut."""
     return Sessions(saved, sessions.fences(), **options)
-
-
-class Waiting:
-    """A call in a thread of its own, which has begun to wait when this is made."""
-
-    def __init__(self, sessions: Sessions, call: Callable[[], Any]) -> None:
-        self._result: Future[Any] = Future()
-        entered = threading.Event()
-        condition = sessions._condition
-        wait_for = condition.wait_for
-
-        def watched(ready: Callable[[], bool], timeout: float | None = None) -> bool:
-            condition.wait_for = wait_for  # type: ignore[method-assign]
-            assert not ready()
-            entered.set()  # the lock is held until it waits
-            return wait_for(ready, timeout)
-
-        def run() -> None:
-            try:
-                self._result.set_result(call())
-            except BaseException as error:
-                self._result.set_exception(error)
-
-        condition.wait_for = watched  # type: ignore[method-assign]
-        self._thread = threading.Thread(target=run, daemon=True)
-        self._thread.start()
-        assert entered.wait(DEADLINE)
-
-    def result(self) -> Any:
-        """What the call returned or raised."""
-        self._thread.join(DEADLINE)
-        return self._result.result(DEADLINE)
 
 
 # -- who is in ---------------------------------------------------------------------------------
@@ -184,7 +153,7 @@ def test_jobs_do_not_mind_each_other() -> None:
 def test_a_change_waits_for_those_before_it_and_one_that_is_repeated_does_not() -> None:
     sessions = Sessions()
     session = opened(sessions)
-    third = Waiting(sessions, lambda: sessions.wait_turn(session, 3, later()))
+    third = Waiting(sessions._condition, lambda: sessions.wait_turn(session, 3, later()))
     assert sessions.wait_turn(session, 1, soon())
     advance(sessions, session, 2)
     assert third.result() is True
@@ -205,7 +174,7 @@ def test_a_change_whose_predecessor_does_not_come_names_it() -> None:
 def test_who_waits_for_a_turn_is_told_that_it_was_shut_out() -> None:
     sessions = Sessions()
     old = opened(sessions)
-    turn = Waiting(sessions, lambda: sessions.wait_turn(old, 2, later()))
+    turn = Waiting(sessions._condition, lambda: sessions.wait_turn(old, 2, later()))
     opened(sessions, incarnation=2)
     with pytest.raises(FencedError):
         turn.result()
@@ -252,7 +221,7 @@ def test_a_reader_waits_for_the_slowest_worker_of_its_job() -> None:
     assert sessions.wait_clock(fast, 3, soon()) == sessions.least_clock(fast) == 3
     with pytest.raises(UnavailableError, match=r"waited for step 5 of job-1 at 3$"):
         sessions.wait_clock(fast, 5, soon())
-    reader = Waiting(sessions, lambda: sessions.wait_clock(fast, 5, later()))
+    reader = Waiting(sessions._condition, lambda: sessions.wait_clock(fast, 5, later()))
     advance(sessions, slow, 5)
     assert reader.result() == 5
 
@@ -265,7 +234,7 @@ def test_a_worker_that_has_not_come_yet_is_waited_for_and_named() -> None:
         sessions.wait_clock(first, 1, soon())
     assert "worker 1 (not connected yet) at 0, worker 2" in str(caught.value)
     assert str(caught.value).endswith("and 3 more")
-    reader = Waiting(sessions, lambda: sessions.wait_clock(first, 1, later()))
+    reader = Waiting(sessions._condition, lambda: sessions.wait_clock(first, 1, later()))
     for rank in range(1, 8):
         advance(sessions, opened(sessions, f"job-{rank}", rank=rank, world=8), 1)
     assert reader.result() == 1
@@ -275,7 +244,7 @@ def test_nobody_waits_for_a_worker_that_ended_unless_it_comes_back() -> None:
     sessions = Sessions()
     first, second = (opened(sessions, f"job-{r}", rank=r, world=2) for r in range(2))
     advance(sessions, first, 4)
-    reader = Waiting(sessions, lambda: sessions.wait_clock(first, 4, later()))
+    reader = Waiting(sessions._condition, lambda: sessions.wait_clock(first, 4, later()))
     sessions.close(second)
     assert reader.result() == 4
     assert sessions.open_count == 1
@@ -320,7 +289,7 @@ def test_clocks_start_anew_after_going_back_and_never_fall_otherwise() -> None:
 def test_who_waits_for_a_clock_is_told_that_it_was_shut_out() -> None:
     sessions = Sessions()
     old = opened(sessions)
-    reader = Waiting(sessions, lambda: sessions.wait_clock(old, 5, later()))
+    reader = Waiting(sessions._condition, lambda: sessions.wait_clock(old, 5, later()))
     opened(sessions, incarnation=2)
     with pytest.raises(FencedError):
         reader.result()
@@ -352,7 +321,7 @@ def test_rows_are_read_once_every_client_has_repeated_what_is_lacking() -> None:
     assert sessions.recovering == ["job-0", "job-1"]
     first = come_back(sessions, 0)
     assert (first.applied, first.durable, first.clock) == (4, 4, 4)
-    reader = Waiting(sessions, lambda: sessions.wait_recovered(later()))
+    reader = Waiting(sessions._condition, lambda: sessions.wait_recovered(later()))
     advance(sessions, first, 10)
     second = come_back(sessions, 1)
     advance(sessions, second, 9)
@@ -382,7 +351,7 @@ def test_who_is_shut_out_half_through_its_replay_is_told_while_it_waits() -> Non
     advance(sessions, come_back(sessions, 0), 10)
     second = come_back(sessions, 1)
     advance(sessions, second, 7)
-    turn = Waiting(sessions, lambda: sessions.wait_turn(second, 9, later()))
+    turn = Waiting(sessions._condition, lambda: sessions.wait_turn(second, 9, later()))
     assert sessions.wait_recovered(later()) is True
     with pytest.raises(FencedError):
         turn.result()
@@ -450,7 +419,7 @@ def test_draining_ends_every_wait_now_and_later() -> None:
         lambda: sessions.wait_clock(session, 9, later()),
         lambda: sessions.wait_recovered(later()),
     ]
-    waits = [Waiting(sessions, call) for call in calls]
+    waits = [Waiting(sessions._condition, call) for call in calls]
     sessions.drain()
     for call in [*(wait.result for wait in waits), *calls]:
         with pytest.raises(UnavailableError, match="is being stopped"):

@@ -1,4 +1,4 @@
-"""Status: an error of a shard is the same at its client, and what gRPC itself says is one of ours."""
+"""Status: an error of a shard is the same at its client; what gRPC says is one of ours too."""
 
 from __future__ import annotations
 
