@@ -8,7 +8,7 @@ ARGS ?=
 # That run tests, a file each; stress tests, which load the machine themselves, go one by one.
 PROCESSES ?= 2
 
-.PHONY: help install demo test lint bench stress clean
+.PHONY: help install demo test lint bench stress protos clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -55,6 +55,9 @@ lint: $(STAMP)  ## ruff and mypy
 
 bench: $(STAMP)  ## one training step beside its peers
 	$(BIN)/python -m tests.benchmarks.step
+
+protos: $(STAMP)  ## generated code anew from protos/
+	$(BIN)/python -m grpc_tools.protoc -Iprotos --python_out=. --pyi_out=. protos/ps/wire/*.proto
 
 clean:  ## the demo's store and all caches; .venv/ and other stores stay
 	rm -rf run/demo build *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache
