@@ -81,8 +81,7 @@ class Checkpoints:
         cut = log.fact(_CUT)
         self._cut = None if cut is None else cut_from(json.loads(cut))
         self._manifests = {number: self._manifest(number) for number in self._numbers()}
-        pieces = log.names(_state(max(self._manifests, default=0)))
-        self.state_bytes = sum(log.size(piece) for piece in pieces)
+        self.state_bytes = self._bytes_of(self.number)
 
     @property
     def steps(self) -> list[int]:
@@ -137,6 +136,7 @@ class Checkpoints:
             facts |= self._without(other)
         self._log.commit(facts | self._without_counts())
         self._manifests = {n: m for n, m in self._manifests.items() if n not in newer}
+        self.state_bytes = self._bytes_of(number)
         if newer:
             self.lineage = Lineage(self._log)  # their numbers come again, under another token
         self._cut = cut
@@ -286,6 +286,9 @@ class Checkpoints:
 
     def _state(self, number: int) -> bytes:
         return b"".join(self._log.fact(name) or b"" for name in self._log.names(_state(number)))
+
+    def _bytes_of(self, number: int) -> int:
+        return sum(self._log.size(piece) for piece in self._log.names(_state(number)))
 
     def _without(self, number: int) -> dict[str, bytes | None]:
         return dict.fromkeys([_name(number), *self._log.names(_state(number))])
