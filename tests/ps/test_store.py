@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 import ps
+from ps.checkpoint import FENCES_FACT, SESSIONS_FACT
 from ps.digest import rows_digest
 from ps.store import Store
 from storage.errors import (
@@ -76,6 +78,21 @@ def train(store: Store, table: str, keys: np.ndarray, amount: float) -> None:
     store.settle()
 
 
+class Notebook:
+    """Notes of a number, which is ``kept`` once the cut with it is durable."""
+
+    def __init__(self, number: int = 0) -> None:
+        self.number = self.kept = number
+
+    def facts(self) -> tuple[dict[str, bytes | None], Callable[[], None]]:
+        number = self.number
+
+        def kept() -> None:
+            self.kept = number
+
+        return {SESSIONS_FACT: b"%d" % number}, kept
+
+
 class StoreMachine(RuleBasedStateMachine):
     """Tiers of a few hundred rows against a dict; keys are few enough to meet again."""
 
@@ -84,7 +101,8 @@ class StoreMachine(RuleBasedStateMachine):
         self.path = Path(tempfile.mkdtemp())
         self.model: Model = {"ads": {}, "users": {}}
         self.kept: list[tuple[int, Model]] = []
-        self.step = 0
+        self.step = self.fences = 0
+        self.notebook = Notebook()
 
     @initialize(hbm=st.sampled_from([None, "24KiB"]), ram=st.sampled_from(["1400KiB", "8MiB"]))
     def start(self, hbm: str | None, ram: str) -> None:
@@ -94,6 +112,8 @@ class StoreMachine(RuleBasedStateMachine):
 
     def open(self) -> None:
         self.store = ps.open(self.path, [ADS, USERS], threads=1, **self.budgets)
+        self.notebook = Notebook(int(self.store.fact(SESSIONS_FACT) or b"0"))
+        self.store.note(self.notebook)
 
     def teardown(self) -> None:
         try:
@@ -167,38 +187,61 @@ class StoreMachine(RuleBasedStateMachine):
                 model[table].pop(key, None)
 
     @rule()
+    def note(self) -> None:
+        self.notebook.number += 1
+
+    @rule()
+    def fence(self) -> None:
+        self.fences += 1
+        self.store.commit({FENCES_FACT: b"%d" % self.fences})
+
+    @rule()
     def make_a_cut(self) -> None:
         self.store.cut()
+        assert self.notebook.kept == self.notebook.number
         self.cut = copy.deepcopy(self.model)
 
-    @rule()
-    def checkpoint(self) -> None:
+    @rule(keep=st.sampled_from([2, 2, 3, 1]))
+    def checkpoint(self, keep: int) -> None:
         self.step += 1
-        self.store.checkpoint(self.step, {"step": self.step})
+        self.store.checkpoint(self.step, {"step": self.step}, keep=keep)
+        assert self.notebook.kept == self.notebook.number
         self.cut = copy.deepcopy(self.model)
-        self.kept = [*self.kept[-1:], (self.step, copy.deepcopy(self.model))]
+        self.kept = [*self.kept, (self.step, copy.deepcopy(self.model))][-keep:]
 
-    @rule()
-    def resume(self) -> None:
+    @rule(keep=st.integers(0, 3))
+    def keep_checkpoints(self, keep: int) -> None:
+        self.store.keep_checkpoints(keep)
+        self.kept = self.kept[len(self.kept) - min(keep, len(self.kept)) :]
+
+    @rule(data=st.data())
+    def resume(self, data: st.DataObject) -> None:
         if not self.kept:
             with pytest.raises(StoreError, match="expected a checkpoint"):
                 self.store.resume()
             return
-        step, model = self.kept[-1]
-        assert self.store.resume() == (step, {"step": step})
+        at = data.draw(st.integers(-len(self.kept), -1))
+        step, model = self.kept[at]
+        assert self.store.resume(None if at == -1 else step) == (step, {"step": step})
+        assert self.notebook.kept == self.notebook.number
+        self.kept = self.kept[: len(self.kept) + at + 1]
         self.model, self.cut = copy.deepcopy(model), copy.deepcopy(model)
 
     @rule()
     def close_and_open(self) -> None:
+        number = self.notebook.number
         self.store.close()
         self.cut = copy.deepcopy(self.model)
         self.open()
+        assert self.notebook.number == number
 
     @rule()
     def crash_and_open(self) -> None:
+        kept = self.notebook.kept
         self.store.abandon()
         self.model = copy.deepcopy(self.cut)
         self.open()
+        assert self.notebook.number == kept
 
     @rule(table=tables, keys=keys)
     def read(self, table: str, keys: np.ndarray) -> None:
@@ -216,6 +259,7 @@ class StoreMachine(RuleBasedStateMachine):
             self.store.settle()
             assert all(stack.top.pinned == 0 for stack in self.store.stacks.values())
             assert self.store.checkpoints == [step for step, _ in self.kept]
+            assert int(self.store.fact(FENCES_FACT) or b"0") == self.fences
 
 
 StoreMachine.TestCase.settings = hypothesis.settings(
@@ -361,6 +405,78 @@ def test_two_checkpoints_are_kept_with_their_state(tmp_path: Path) -> None:
         assert (step, state["w"].tolist(), state["cursor"]) == (9, [9, 9], {"batch": 9})
         assert store.read("ads", np.array([1])).tolist() == [[9, 9, 9]]
         assert sum(len(rows) for rows in store.rows("ads")) == 1
+
+
+def test_going_back_further_discards_what_came_after(tmp_path: Path) -> None:
+    with ps.open(tmp_path, [ADS], ram="2MiB") as store:
+        for step in (3, 6, 9):
+            store.write("ads", np.array([1]), np.full((1, 3), step))
+            store.checkpoint(step, {"step": step}, keep=3)
+        with pytest.raises(StoreError, match="checkpoint of step 7 to resume from") as caught:
+            store.resume(7)
+        one_line(caught.value)
+        assert store.checkpoints == [3, 6, 9]
+        assert store.resume(6) == (6, {"step": 6})
+        assert store.checkpoints == [3, 6]
+        assert store.read("ads", np.array([1])).tolist() == [[6, 6, 6]]
+        with pytest.raises(StoreError, match="of step 9"):
+            store.resume(9)
+        store.write("ads", np.array([1]), np.full((1, 3), 90))
+        store.abandon()
+    with ps.open(tmp_path, [ADS], ram="2MiB") as store:
+        assert store.read("ads", np.array([1])).tolist() == [[6, 6, 6]]
+        assert store.resume(3)[0] == 3
+        assert store.check() == []
+
+
+def test_who_is_shut_out_stays_so_when_the_tables_go_back(tmp_path: Path) -> None:
+    with ps.open(tmp_path, [ADS], ram="2MiB") as store:
+        store.note(notebook := Notebook(1))
+        store.checkpoint(1)
+        store.commit({FENCES_FACT: b"all"})
+        notebook.number = 2
+        store.resume()
+        store.commit({"other": b"x"})
+        store.commit({"other": None})
+        store.abandon()
+        with pytest.raises(ClosedError):
+            store.commit({FENCES_FACT: b"none"})
+        with pytest.raises(ClosedError):
+            store.fact(FENCES_FACT)
+    with ps.open(tmp_path, [ADS], ram="2MiB") as store:
+        facts = [store.fact(name) for name in (FENCES_FACT, SESSIONS_FACT, "other")]
+        assert facts == [b"all", b"2", None]
+
+
+@pytest.mark.parametrize("way", ["cut", "cut by itself", "checkpoint", "resume", "close"])
+def test_notes_that_could_not_be_committed_are_not_taken_for_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    durability = "strict" if way == "cut by itself" else "checkpoint"
+    with ps.open(tmp_path, [ADS], ram="2MiB", durability=durability) as store:
+        store.checkpoint(1)
+        store.note(notebook := Notebook())
+        notebook.number = 5
+        ways: dict[str, Callable[[], Any]] = {
+            "cut": store.cut,
+            "cut by itself": lambda: store.write("ads", np.array([1]), np.ones((1, 3))),
+            "checkpoint": lambda: store.checkpoint(2),
+            "resume": store.resume,
+            "close": store.close,
+        }
+
+        def full(*given: Any) -> None:
+            raise DiskFullError("no room")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(store._log, "put_facts", full)
+            with pytest.raises(DiskFullError):
+                ways[way]()
+        assert notebook.kept == 0
+        if way != "close":
+            assert store.checkpoints == [1]
+            ways[way]()
+            assert notebook.kept == 5
 
 
 def test_closing_makes_a_cut_and_opening_shows_it_without_resuming(tmp_path: Path) -> None:
