@@ -119,7 +119,8 @@ def test_of_many_rounds_only_some_are_kept_but_who_waits_is_not_forgotten() -> N
 
 def test_a_worker_that_was_started_anew_has_to_come_again() -> None:
     meetings = Meetings()
-    assert meet(meetings, 0, 3, world=1, word=b"of another job", job="other") == b"of another job"
+    with pytest.raises(UnavailableError):
+        meet(meetings, 0, 3, word=b"of another job", job="other")
     with pytest.raises(UnavailableError, match="missing: 1, 2"):
         meet(meetings, 0, 3, world=3, word=b"word")
     waiting = Waiting(
@@ -130,7 +131,15 @@ def test_a_worker_that_was_started_anew_has_to_come_again() -> None:
     with pytest.raises(UnavailableError, match=r"missing: 0$"):
         meet(meetings, 1, 3, world=3)
     assert meet(meetings, 0, 3, world=3, word=b"anew") == waiting.result() == b"anew"
-    assert meet(meetings, 0, 2, world=1, job="other") == b""
+    assert meet(meetings, 1, 3, job="other") == b"of another job"
+
+
+def test_a_request_that_is_late_takes_nobody_back() -> None:
+    meetings = Meetings()
+    for number in (5, 3):
+        with pytest.raises(UnavailableError):
+            meet(meetings, 1, number, by=time.monotonic)
+    assert meet(meetings, 0, 5, word=b"five") == b"five"
 
 
 def test_words_are_bounded_in_length_and_number() -> None:

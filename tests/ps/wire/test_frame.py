@@ -195,6 +195,7 @@ LONG = bytes([LONG_FIELD << 3 | 2])
         (LONG + varint(2**63) + b"x", "not its last field, or is cut short"),
         (b"\xff" * 10 + b"\x01", "more than 64 bits"),
         (b"\x1a\x05abc", "a field is cut short"),
+        (b"\x1a\x05abcd", "a field is cut short"),
         (b"\x1a" + varint(2**62), "a field is cut short"),
         (b"\x29\x00", "a field is cut short"),
         (b"\x1d\x00", "a field is cut short"),
