@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 
 from storage.errors import RefusedError, UnavailableError
@@ -28,13 +29,15 @@ class _Round:
     arrived: dict[int, int] = field(default_factory=dict)
     words: dict[int, bytes] = field(default_factory=dict)
 
-    def come(self, rank: int, number: int, word: bytes) -> None:
-        """A rank is here."""
-        self.arrived[rank] = max(self.arrived.get(rank, 0), number)
+    def come(self, rank: int, number: int, word: bytes) -> bool:
+        """A rank is here: whether that is news."""
+        before = self.arrived.get(rank, 0)
+        self.arrived[rank] = max(before, number)
         if rank == 0:
             self.words[number] = word
             for old in [n for n in self.words if n <= number - _WORDS]:
                 del self.words[old]
+        return before < number
 
     def missing(self, world: int, number: int) -> list[int]:
         """Ranks that have not come to this meeting."""
@@ -47,6 +50,7 @@ class Meetings:
     def __init__(self) -> None:
         self._condition = threading.Condition()
         self._rounds: dict[tuple[str, str], _Round] = {}
+        self._waiting: Counter[tuple[str, str]] = Counter()
         self._draining = False
 
     def meet(
@@ -70,15 +74,19 @@ class Meetings:
         def missing() -> list[int]:
             # Looked up each time: `forget` may have put another in its place.
             here = self._round(job, name)
-            here.come(rank, number, word)
+            if here.come(rank, number, word):
+                self._condition.notify_all()
             return here.missing(world, number)
 
         with self._condition:
-            missing()
-            self._condition.notify_all()
-            self._condition.wait_for(
-                lambda: self._draining or not missing(), max(0.0, deadline - time.monotonic())
-            )
+            self._waiting[job, name] += 1
+            try:
+                self._condition.wait_for(
+                    lambda: not missing() or self._draining, max(0.0, deadline - time.monotonic())
+                )
+            finally:
+                self._waiting[job, name] -= 1
+                self._waiting += Counter()  # without those at 0
             if away := missing():
                 names = ", ".join(map(str, away[:8]))
                 why = "the shard is being stopped" if self._draining else "waited too long"
@@ -101,7 +109,9 @@ class Meetings:
     def _round(self, job: str, name: str) -> _Round:
         key = (job, name)
         if key not in self._rounds:
-            while len(self._rounds) >= _ROUNDS:
-                del self._rounds[next(iter(self._rounds))]
+            # Never one that is waited in: those who wait would put each other out in turn.
+            idle = [each for each in self._rounds if not self._waiting[each]]
+            for old in idle[: max(0, len(self._rounds) - _ROUNDS + 1)]:
+                del self._rounds[old]
             self._rounds[key] = _Round()
         return self._rounds[key]

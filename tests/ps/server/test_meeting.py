@@ -134,6 +134,19 @@ def test_a_worker_that_was_started_anew_has_to_come_again() -> None:
     assert meet(meetings, 1, 3, job="other") == b"of another job"
 
 
+def test_those_who_wait_when_a_round_is_forgotten_find_each_other() -> None:
+    meetings = Meetings()
+    waiting = [
+        Waiting(
+            meetings._condition, lambda r=r: meet(meetings, r, world=4, word=b"word", by=later)
+        )
+        for r in range(3)
+    ]
+    meetings.forget("job")
+    assert meet(meetings, 3, world=4, by=later) == b"word"
+    assert [each.result() for each in waiting] == 3 * [b"word"]
+
+
 def test_a_request_that_is_late_takes_nobody_back() -> None:
     meetings = Meetings()
     for number in (5, 3):
