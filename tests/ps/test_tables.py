@@ -79,6 +79,13 @@ class Shelf(Tables):
     def stats(self) -> dict[str, Any]:
         return {}
 
+    @property
+    def stored_rows(self) -> int:
+        return 0
+
+    def tiers(self) -> dict[str, Any]:
+        return {}
+
     def close(self) -> None:
         self.planner.closed = True
         self.pool.close()

@@ -137,9 +137,7 @@ def test_a_worker_that_was_started_anew_has_to_come_again() -> None:
 def test_those_who_wait_when_a_round_is_forgotten_find_each_other() -> None:
     meetings = Meetings()
     waiting = [
-        Waiting(
-            meetings._condition, lambda r=r: meet(meetings, r, world=4, word=b"word", by=later)
-        )
+        Waiting(meetings._condition, lambda r=r: meet(meetings, r, world=4, word=b"word", by=later))
         for r in range(3)
     ]
     meetings.forget("job")
