@@ -65,13 +65,15 @@ def cut_from(description: Mapping[str, Any]) -> Cut:
 class Checkpoints:
     """See the module's docstring; over the facts of ``log``.
 
-    state_bytes: the newest checkpoint's state takes at most as many. lineage: of the log.
+    least: so many are not given up for want of room. state_bytes: the newest checkpoint's state
+    takes at most as many. lineage: of the log.
 
     Raises: CorruptError when a cut or a manifest is damaged.
     """
 
     def __init__(self, log: BlockLog) -> None:
         self._log = log
+        self.least = 1
         if damaged := [name for name in log.damaged_facts() if not name.startswith(_STATE)]:
             raise CorruptError(
                 f"{log.path}: expected facts as written, got damage in {damaged}; run terrace "

@@ -1,11 +1,12 @@
 """Lineage: names of all checkpoints that a log ever had, so that two logs can tell what they share.
 
 Every opening of a store draws a random token, and its first checkpoint notes from which number on
-checkpoints are made under it. Numbers only grow, and one process at a time has a store, so number
-and token name one checkpoint for good: a copy of a store that goes on by itself goes on under
-another token. A log whose lineage has a checkpoint of that name has, below the ends of that
-checkpoint, the very same blocks, but for those that it has freed since: blocks are never changed,
-and going back goes to the newest checkpoint and uses no number below its ends anew.
+checkpoints are made under it. A number comes again only where newer checkpoints were discarded, and
+then under another token; one process at a time has a store. So number and token name one checkpoint
+for good: a copy of a store that goes on by itself goes on under another token. A log whose lineage
+has a checkpoint of that name has, below the ends of that checkpoint, the very same blocks, but for
+those that it has freed since: blocks are never changed, and going back to it uses no number of a
+block below its ends anew.
 
 Who moves or changes blocks below a checkpoint in another way (compaction of a closed store, repair)
 must leave the fact "lineage" out of the new log. It is then another log, and gets a lineage of its

@@ -295,8 +295,10 @@ class Shard:
         store = self.store
 
         def back() -> None:
+            if step not in store.checkpoints:
+                raise StoreError(f"rewind: expected a checkpoint of step {step}, found none")
+            self.sessions.reset_clocks()  # first, so that they are saved so
             store.resume(step)
-            self.sessions.reset_clocks()
 
         self._own(back)
 
@@ -443,6 +445,9 @@ class Shard:
             if self._redo is not None:
                 self._replay(store, self._redo)
             store.note(self)
+            if self.place.shard:
+                # The newest one may be prepared, and no marker name it.
+                store.never_fewer_checkpoints(KEPT)
             if self._redo is not None:
                 store.cut()  # all that was replayed is in it
                 if not self._strict:

@@ -103,7 +103,7 @@ class Space:
         while self._log.room() < size:
             if self._compactor.reclaim(self._log.room):
                 self._log.wait()
-            elif len(self._checkpoints.steps) > 1:
+            elif len(self._checkpoints.steps) > self._checkpoints.least:
                 given_up = self._checkpoints.give_up_older()
                 warnings.warn(
                     f"{self._log.path}: the disk is nearly full: gave up the checkpoint of step "

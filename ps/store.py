@@ -233,6 +233,11 @@ class Store(Tables):
         """See `Upkeep.prepare`."""
         self._upkeep.prepare(rows)
 
+    def never_fewer_checkpoints(self, count: int) -> None:
+        """Do not give up checkpoints beyond so many for want of room."""
+        with self.planner:
+            self._upkeep.checkpoints.least = count
+
     def discard_checkpoints(self, after: int) -> None:
         """Forget the checkpoints of steps later than ``after``."""
         with self.planner, self.planner.changing():

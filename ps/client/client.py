@@ -329,23 +329,24 @@ class Client:
         """
         self._held.clear()
         self.open()
-        step = int(self.meet(str(self.marker).encode()))
-        if step < 0:
-            raise StoreError(
-                f"{self.links[0].name}: expected a checkpoint to resume from, found none; start "
-                f"without resuming"
-            )
-        if self.identity.rank == 0:
-            request = wire.RewindRequest(step=step)
+        self.meet()
+        if self.identity.rank == 0 and self.marker >= 0:
+            step = self.marker
             self.each(
                 lambda shard: self.call(
-                    shard, "Rewind", Frame(request.__class__(step=step)),
+                    shard, "Rewind", Frame(wire.RewindRequest(step=step)),
                     attempt_seconds=_SLOW_SECONDS,
                 )
             )  # fmt: skip
         self.meet()
-        self.marker = step
-        return step, self._state(step)
+        # Asked again: another worker may have seen the marker before a last one was committed.
+        self.marker = int(self.links[0].ask(0).marker) - 1
+        if self.marker < 0:
+            raise StoreError(
+                f"{self.links[0].name}: expected a checkpoint to resume from, found none; start "
+                f"without resuming"
+            )
+        return self.marker, self._state(self.marker)
 
     def _state(self, step: int) -> dict[str, Any]:
         pieces: list[bytes] = []

@@ -34,7 +34,7 @@ from storage.errors import (
     UnavailableError,
 )
 
-MOST_CLIENTS = 65536
+MOST_CLIENTS = 4096
 """Known at once; bounds what a flood of names can take."""
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
