@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ from typing import Any
 
 import grpc
 import numpy as np
+import pytest
 import torch
 
 import ps
@@ -82,6 +84,12 @@ def kill(shard: Shard) -> None:
     if shard._redo is not None:
         shard._redo.close()
     shard._store = shard._redo = None
+
+
+def stop(shard: Any) -> None:
+    """Have the store fail in the middle of a change, as a broken device would."""
+    with pytest.raises(ZeroDivisionError), shard.store.planner.changing():
+        raise ZeroDivisionError
 
 
 def enter(
@@ -261,17 +269,15 @@ class Served:
 
 
 def opening(
-    shard: Shard, client: str = "train-0", incarnation: int = 1, *, tables: Any = TABLES,
+    of: Shard, client: str = "train-0", incarnation: int = 1, *, tables: Any = TABLES,
     **more: Any,
 ) -> wire.OpenRequest:  # fmt: skip
     """A good `OpenRequest`, but for what is given."""
-    from json import dumps
-
-    specs = [one if isinstance(one, str) else dumps(one.describe()) for one in tables]
+    specs = [one if isinstance(one, str) else json.dumps(one.describe()) for one in tables]
     plain: dict[str, Any] = {
         "wire_version": 1, "token": 7, "rank": 0, "world": 1, "tables": specs,
-        "partition_version": shard.partition.version, "shard": shard.place.shard,
-        "shards": shard.place.shards,
+        "partition_version": of.partition.version, "shard": of.place.shard,
+        "shards": of.place.shards,
         "session": wire.Session(client=client, incarnation=incarnation),
     }  # fmt: skip
     return wire.OpenRequest(**plain | more)

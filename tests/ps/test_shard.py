@@ -41,6 +41,7 @@ from tests.ps.serving import (
     push,
     shard_at,
     soon,
+    stop,
     wait_for,
     write,
 )
@@ -831,9 +832,3 @@ def test_draining_ends_what_waits_for_others(tmp_path: Path) -> None:
 
 def redo_files(folder: Path) -> list[str]:
     return sorted(file.name for file in folder.glob("redo-*"))
-
-
-def stop(shard: Any) -> None:
-    """Have the store fail in the middle of a change, as a broken device would."""
-    with pytest.raises(ZeroDivisionError), shard.store.planner.changing():
-        raise ZeroDivisionError
