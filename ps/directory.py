@@ -24,6 +24,7 @@ BESIDE = "terrace.compact"
 """Folder in that of a store where its new file is made; whatever lies there may be removed."""
 
 _FORMAT_FILE, _LOCK_FILE = "terrace.json", "terrace.lock"
+_LOG_FILES = ("data.mdb", "lock.mdb")
 
 
 class StoreDirectory:
@@ -41,6 +42,7 @@ class StoreDirectory:
                 f"check the path"
             )
         self._made = False
+        self._new = [name for name in _LOG_FILES if not (self.path / name).exists()]
         self._lock = self._take_lock()
         # Left by a crash, perhaps with rows that were deleted.
         shutil.rmtree(self.path / BESIDE, ignore_errors=True)
@@ -59,9 +61,13 @@ class StoreDirectory:
             self._lock.close()
 
     def discard(self) -> None:
-        """Take back that the folder is a store, if it was not before; for when opening fails."""
+        """Take back that the folder is a store, if it was not before; for when opening fails.
+
+        The new log goes too: with other tables next time its names would seem damaged.
+        """
         if self._made:
-            (self.path / _FORMAT_FILE).unlink(missing_ok=True)
+            for name in (_FORMAT_FILE, *self._new):
+                (self.path / name).unlink(missing_ok=True)
 
     def _take_lock(self) -> TextIO:
         try:

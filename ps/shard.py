@@ -36,6 +36,7 @@ from ps.partition import Partition
 from ps.server.change import Change, Owned, read_record, resident
 from ps.server.meeting import Meetings
 from ps.server.owner import Owner
+from ps.server.parcel import Parcel
 from ps.server.redo import Redo
 from ps.server.sessions import Session, Sessions
 from ps.settings import Settings
@@ -45,16 +46,17 @@ from ps.table import Table
 from storage.array import FloatArray
 from storage.errors import (
     ConfigError,
+    CorruptError,
+    DiskFullError,
     MismatchError,
     RefusedError,
     StoreError,
-    TerraceError,
 )
 from storage.rows import Floats, Keys
 
 _OPEN_SECONDS = 600.0
 T = TypeVar("T")
-_MOST_STATE = 1 << 32
+_MOST_STEP = 2**63
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,8 @@ class Shard:
         self.sessions = Sessions(replays=self.keeps, replay_seconds=replay_seconds)
         self.pulled_keys = self.pulled_hits = 0
         self._checkpointed: float | None = None
+        self._fences_due = False
+        self._failure: BaseException | None = None
         self._path, self._strict = path, settings.durability == "strict"
         self._settings = replace(settings, durability="interval") if self._strict else settings
         self._replay_seconds = replay_seconds
@@ -117,7 +121,7 @@ class Shard:
         self._redo: Redo | None = None
         self._store: Store | None = None
         self._state: dict[int, tuple[str, bytes]] = {}
-        self._coming: dict[tuple[str, int], list[bytes]] = {}
+        self._parcel = Parcel()
         try:
             if is_store(path):
                 self._load(None)
@@ -154,6 +158,7 @@ class Shard:
 
         Raises: FencedError; MismatchError where its tables are others; RefusedError.
         """
+        self.sessions.known(client)  # a name that cannot be makes no tables
         self.ensure_tables(tables)
         known = self.sessions.known(client)
         session = self.sessions.open(
@@ -161,7 +166,9 @@ class Shard:
         )
         if incarnation > known:
             self.meetings.forget(session.job)
-            self._save_fences()
+            self._fences_due = True
+        # Also for one that asks again: its first call may not have saved them, or not yet.
+        self._save_fences()
         return session
 
     @property
@@ -176,10 +183,26 @@ class Shard:
                 self._load(tables)
             check_same(self._path, list(self.store.tables.values()), tables)
 
+    def _wait_recovered(self, deadline: float) -> None:
+        if self.sessions.wait_recovered(deadline):
+            self._fences_due = True
+        if self._fences_due:
+            self._save_fences()
+
     def _save_fences(self) -> None:
-        fences = self.sessions.fences
+        """Make durable who may come and who may not, where it is not: what follows is behind it."""
         store = self.store
-        self._own(lambda: store.commit({FENCES_FACT: fences()}))
+
+        def save() -> None:
+            if self._fences_due:
+                self._fences_due = False
+                try:
+                    store.commit({FENCES_FACT: self.sessions.fences()})
+                except BaseException:
+                    self._fences_due = True
+                    raise
+
+        self._own(save)
 
     # -- rows -----------------------------------------------------------------------------------
 
@@ -190,8 +213,7 @@ class Shard:
 
         keys: (U,) uint64, unique, of this shard. Raises: UnavailableError, naming who is behind.
         """
-        if self.sessions.wait_recovered(deadline):
-            self._save_fences()
+        self._wait_recovered(deadline)
         self.sessions.wait_clock(session, least, deadline)
         size = keys.nbytes + 4 * len(keys) * self.store.tables[table].width
         read = self._hand_out if whole else self._gather
@@ -199,8 +221,7 @@ class Shard:
 
     def peek(self, table: str, keys: Keys, *, deadline: float) -> Answer:
         """Embeddings as they are now; nothing is inserted, counted or moved."""
-        if self.sessions.wait_recovered(deadline):
-            self._save_fences()
+        self._wait_recovered(deadline)
         store = self.store
         size = 4 * len(keys) * store.tables[table].width
         values = self.owner.run(lambda: store.peek(table, keys), size=size, deadline=deadline)
@@ -230,7 +251,7 @@ class Shard:
             )
         if self._redo is not None:
             # Also for one that is repeated: its first answer may not have been synced.
-            self._redo.sync(self._redo.end)
+            self._logged(lambda redo: redo.sync(redo.end))
             self.sessions.synced(session, sequence)
         return session.skipped.get(sequence, 0)
 
@@ -246,18 +267,9 @@ class Shard:
         self, session: Session, step: int, *, offset: int, size: int, piece: bytes
     ) -> None:
         """A piece of the tensors of a checkpoint's state. Raises: RefusedError out of order."""
-        key = (session.client, step)
-        if size > _MOST_STATE:
-            raise RefusedError(f"state: expected {_MOST_STATE} bytes at most, got {size}")
-        if offset == 0:
-            self._coming.clear()
-            self._coming[key] = []
-        have = sum(map(len, self._coming.get(key, [])))
-        if offset < have:
-            return  # repeated
-        if offset != have or have + len(piece) > size or key not in self._coming:
-            raise RefusedError(f"state: expected the piece at {have}, got {offset} of {size}")
-        self._coming[key].append(piece)
+        _check_step(step)
+        if step not in self.store.checkpoints[-1:]:
+            self._parcel.take((session.client, session.incarnation, step), offset, size, piece)
 
     def prepare(
         self, session: Session, step: int, *, tree: str, size: int, marker: bool, committed: int
@@ -267,27 +279,28 @@ class Shard:
         committed: the newest step that counts, -1 for none; what was prepared after it and never
         counted is discarded. Done already, it is not done again.
         """
-        tensors = b"".join(self._coming.pop((session.client, step), []))
-        if len(tensors) != size:
-            raise RefusedError(f"state: expected {size} bytes in pieces, got {len(tensors)}")
-        state = unpack_state(tree, tensors) if tree else {}
+        _check_step(step)
         store = self.store
+        key = (session.client, session.incarnation, step)
 
         def make() -> None:
             if step in store.checkpoints[-1:]:
                 return
+            state = _unpack(tree, self._parcel.whole(key, size)) if tree else {}
             if not marker:
                 store.discard_checkpoints(committed)
             store.checkpoint(step, state, keep=KEPT if marker else KEPT + 1)
             self._checkpointed = time.monotonic()
+            # Not before: the last piece may come again while this is done.
+            self._parcel.clear()
+            self._state = {}
 
         self._own(make)
 
     def commit(self, step: int) -> None:
         """The marker of this step is made: of three checkpoints the oldest may go."""
         store = self.store
-        if step not in store.checkpoints:
-            raise StoreError(f"commit: expected a prepared checkpoint of step {step}, found none")
+        self._ensure_checkpoint(step)
         self._own(lambda: store.keep_checkpoints(KEPT))
 
     def rewind(self, step: int) -> None:
@@ -295,18 +308,26 @@ class Shard:
         store = self.store
 
         def back() -> None:
-            if step not in store.checkpoints:
-                raise StoreError(f"rewind: expected a checkpoint of step {step}, found none")
-            self.sessions.reset_clocks()  # first, so that they are saved so
+            self._ensure_checkpoint(step)
+            self._state = {}
+            # First, so that the cut which makes the checkpoint the last one has them so.
+            self.sessions.reset_clocks()
             store.resume(step)
 
         self._own(back)
 
     def state(self, step: int) -> tuple[str, bytes]:
         """The caller's state of a checkpoint: JSON and tensors, as `ps.state.pack_state` gives."""
-        if step not in self._state:
-            self._state = {step: pack_state(self._own(lambda: self.store.state_of(step)))}
-        return self._state[step]
+        self._ensure_checkpoint(step)
+        found = self._state.get(step)
+        if found is None:
+            found = pack_state(self._own(lambda: self.store.state_of(step)))
+            self._state = {step: found}
+        return found
+
+    def _ensure_checkpoint(self, step: int) -> None:
+        if step not in (kept := self.store.checkpoints):
+            raise RefusedError(f"expected the step of a checkpoint, one of {kept}, got step {step}")
 
     # -- figures and the end --------------------------------------------------------------------
 
@@ -338,8 +359,9 @@ class Shard:
 
     @property
     def failure(self) -> BaseException | None:
-        """What stopped the store for good, None while all is well."""
-        return None if self._store is None else self._store.planner.failure
+        """What stopped the shard for good, None while all is well."""
+        stopped = None if self._store is None else self._store.planner.failure
+        return stopped or self._failure
 
     def digest(self) -> int:
         """See `Store.digest`; of the rows of this shard."""
@@ -358,15 +380,19 @@ class Shard:
         """Finish what is queued, make a cut, let go of everything. Twice is fine."""
         self.drain()
         self.owner.close()
+        whole = False
         try:
             if self._store is not None:
+                whole = self._store.planner.failure is None  # or closing makes no cut
                 self._store.close()
         except BaseException:
-            if self._redo is not None:
-                self._redo.close()
+            whole = False
             raise
-        if self._redo is not None:
-            self._redo.discard()  # the last cut has all
+        finally:
+            if self._redo is not None and whole:
+                self._redo.discard()  # the last cut has all
+            elif self._redo is not None:
+                self._redo.close()
 
     # -- notes of a cut -------------------------------------------------------------------------
 
@@ -394,21 +420,27 @@ class Shard:
         if not self.sessions.has_turn(session, sequence):
             return
         store = self.store
-        if change.table is not None:
-            store.prepare({change.table: change.rows})
+        change.prepare(store)
         with store.stepping():
+            # Again, now that no cut comes in between: one that knows of a newer process and not of
+            # this one's last change must not be followed by that change in the redo log.
+            self.sessions.has_turn(session, sequence)
             if self._redo is not None:
-                self._redo.append(record)
+                self._logged(lambda redo: redo.append(record))
             with store.planner.changing():
-                skipped = self._whole(change, store)
+                skipped = change.apply(store)
             self.sessions.applied(session, sequence, clock=change.clock, skipped=skipped)
 
-    def _whole(self, change: Change, store: Store) -> int:
+    def _logged(self, work: Callable[[Redo], Any]) -> None:
+        """Do this with the redo log; an error that it does not survive is the shard's."""
+        assert self._redo is not None
         try:
-            return change.apply(store)
-        except TerraceError as error:
-            # What could be refused was refused beforehand, so a part may have been changed.
-            raise RuntimeError(f"a change was cut in two ({error})") from error
+            work(self._redo)
+        except DiskFullError:
+            raise
+        except StoreError as error:
+            self._failure = error
+            raise
 
     def _gather(self, session: Session, table: str, keys: Keys) -> Answer:
         store = self.store
@@ -483,3 +515,16 @@ class Shard:
                 f"{self._path}: this folder has shard {was['shard']}/{was['shards']}, expected "
                 f"{self.place.shard}/{self.place.shards}; give it the folder of its own"
             )
+
+
+def _check_step(step: int) -> None:
+    if step >= _MOST_STEP:
+        raise RefusedError(f"step: expected one below 2**63, got {step}")
+
+
+def _unpack(tree: str, tensors: bytes) -> dict[str, Any]:
+    """The state that a client packed. Raises: RefusedError."""
+    try:
+        return unpack_state(tree, tensors)
+    except CorruptError as error:
+        raise RefusedError(f"prepare: {error}") from error

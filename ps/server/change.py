@@ -24,7 +24,7 @@ from ps.table import Table
 from ps.wire.frame import Frame, array_of, unpacker
 from ps.wire.terrace_pb2 import DeleteRequest, PushRequest, WriteRequest
 from ps.workingset import Asked
-from storage.errors import ConfigError, RefusedError
+from storage.errors import ConfigError, RefusedError, TerraceError
 from storage.keys import check_range, mix
 from storage.rows import Counts, Floats, Keys, Positions, Rows
 
@@ -72,9 +72,22 @@ class Change(ABC):
     rows: int = 0
     clock: int = 0
 
+    def prepare(self, store: Store) -> None:
+        """Make room for it on the disk and in RAM; outside of steps.
+
+        Raises: DiskFullError, WorkingSetError, before anything has changed.
+        """
+        if self.table is not None:
+            store.prepare({self.table: self.rows})
+            with store.planner, store.planner.changing():
+                store.settle()
+                store.stacks[self.table].hierarchy.make_room(self.rows)
+
     @abstractmethod
     def apply(self, store: Store) -> int:
-        """Make the change, whole: rows that were left out. Raises: DiskFullError, at first."""
+        """Make the change, whole: rows that were left out. Raises: DiskFullError, at first;
+        RuntimeError, which stops the store, when a part of it was made and the rest cannot be.
+        """
 
 
 @dataclass(frozen=True)
@@ -101,9 +114,16 @@ class Push(Change):
             return 0
         stack, skipped = store.stacks[self.table], 0
         rule = {"lr": self.lr, "step": self.step, "scale": self.scale}
-        for piece, positions in resident(store, self.table, self.keys):
-            args = (positions, self.gradients[piece], self.uses[piece], store.pool)
-            skipped += apply_condensed(stack, *args, **rule)  # type: ignore[arg-type]
+        begun = False
+        try:
+            for piece, positions in resident(store, self.table, self.keys):
+                begun = True
+                args = (positions, self.gradients[piece], self.uses[piece], store.pool)
+                skipped += apply_condensed(stack, *args, **rule)  # type: ignore[arg-type]
+        except TerraceError as error:
+            if begun:
+                raise _halved(error) from error
+            raise
         return skipped
 
 
@@ -129,7 +149,11 @@ class Write(Change):
         else:
             dirty = np.ones(len(self.keys), np.bool_)
             rows = Rows(self.keys.copy(), self.values.copy(), self.steps.copy(), dirty)
-        store.put(self.table, rows)
+        try:
+            store.put(self.table, rows)
+        except TerraceError as error:
+            # Room was made for all of it beforehand, so a part may have been written.
+            raise _halved(error) from error
         return 0
 
 
@@ -162,15 +186,21 @@ def resident(store: Store, table: str, keys: Keys) -> Iterator[tuple[slice, Posi
             if stack.doorkeeper is not None:
                 stack.top.demote_fresh(positions)
             return
-    most = max(1, stack.top.limit // _PIECES)
-    for start in range(0, len(keys), most):
+    start = 0
+    while start < len(keys):
+        # Asked each time: the cache shrinks while the index grows.
+        most = max(1, stack.top.limit // _PIECES)
         piece = slice(start, min(start + most, len(keys)))
-        some = keys[piece]
+        start, some = piece.stop, keys[piece]
         working_set = store.stage_asked({table: Asked(some, np.ones(len(some), np.int32), ())})
         hold = working_set.hold()
         yield piece, working_set.parts[table].positions
         hold.drop()
         store.settle()
+
+
+def _halved(error: TerraceError) -> RuntimeError:
+    return RuntimeError(f"a change was cut in two ({error})")
 
 
 def read_push(frame: Frame[Any], owned: Owned) -> Push:

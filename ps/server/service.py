@@ -46,6 +46,7 @@ MOST_MESSAGE_BYTES = 16 << 20
 _MEET_SECONDS = 5.0
 _MOST_TABLES, _MOST_SPEC = 1024, 1 << 16
 _PIECE = 4 << 20
+_MOST_DETAILS = 1000
 _LOG = logging.getLogger("terrace.server")
 _DESCRIPTOR = wire.DESCRIPTOR.services_by_name["Shard"]
 Handler = Callable[[Frame[Any], grpc.ServicerContext], Frame[Any]]
@@ -97,7 +98,8 @@ class Service(grpc.GenericRpcHandler):  # type: ignore[misc]
             self._health.change(State.DISK_FULL)
         code, details, trailing = status_of(error)
         context.set_trailing_metadata(trailing)
-        context.abort(code, details)
+        # Details travel as metadata, of which clients take 8 KiB.
+        context.abort(code, details[:_MOST_DETAILS])
 
     def _hold(self, size: int, context: grpc.ServicerContext) -> None:
         """Count bytes until the call is over, its answer taken. Raises: OverloadedError."""
@@ -280,11 +282,21 @@ def _tables(specs: Any) -> list[Table]:
     if not 1 <= len(specs) <= _MOST_TABLES or max(map(len, specs)) > _MOST_SPEC:
         raise RefusedError(f"open: expected 1 to {_MOST_TABLES} tables of {_MOST_SPEC} bytes each")
     try:
-        return [table_from(json.loads(spec)) for spec in specs]
+        return [_table(json.loads(spec)) for spec in specs]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         if isinstance(error, TerraceError):
             raise
         raise RefusedError(f"open: a table's description cannot be read ({error})") from error
+
+
+def _table(description: Any) -> Table:
+    table = table_from(description)
+    whole = {"dim": table.dim, "seed": table.seed, "rows": table.rows or 1}
+    for name, value in whole.items():
+        # A float or a bool would be found wanting only when rows are made.
+        if type(value) is not int:
+            raise RefusedError(f"open: {name}: expected a whole number, got {value!r:.40}")
+    return table
 
 
 def _deadline(context: grpc.ServicerContext) -> float:

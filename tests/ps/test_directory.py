@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import ps
@@ -144,6 +145,17 @@ def test_discarding_leaves_no_store(tmp_path: Path) -> None:
     directory.discard()  # it was a store before
     directory.close()
     assert open_and_close(tmp_path, None)[0].dim == 8
+
+
+def test_an_opening_that_fails_leaves_the_folder_to_other_tables(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="ram"):
+        ps.open(tmp_path, [ADS, replace(ADS, name="other")], ram="20KiB")
+    with ps.open(tmp_path, [ADS], ram="4MiB", threads=1) as store:
+        store.write("ads", np.arange(3), np.ones((3, ADS.dim), np.float32))
+    with pytest.raises(ConfigError, match="ram"):
+        ps.open(tmp_path, [ADS], ram="20KiB")  # it was a store before
+    with ps.open(tmp_path, [ADS], ram="4MiB", threads=1) as store:
+        assert store.read("ads", np.arange(3)).min() == 1
 
 
 def test_two_owners_in_one_process_are_refused(tmp_path: Path) -> None:
