@@ -74,8 +74,8 @@ class Client:
     timeout_seconds: how long a shard that is away is waited for. push_bytes: of changes that are
     kept until they are applied and durable, all shards together.
 
-    rows: on all shards, as they were when this worker came in. broken: what interrupted a change, so that some shards have a part of it; None while all is
-    whole. Only `resume` mends that.
+    rows: on all shards, as they were when this worker came in. broken: what interrupted a change,
+    so that some shards have a part of it; None while all is whole. Only `open` mends that.
 
     Raises: MismatchError; RefusedError; UnavailableError.
     """
