@@ -265,7 +265,7 @@ class Shard:
         """Make a checkpoint. marker: it counts from now on; else once shard 0 has one of its step.
 
         committed: the newest step that counts, -1 for none; what was prepared after it and never
-        counted is discarded. Done already, it is not done again.
+        counted is discarded. Done already, it is not done again, unless it counted before.
         """
         tensors = b"".join(self._coming.pop((session.client, step), []))
         if len(tensors) != size:
@@ -274,7 +274,7 @@ class Shard:
         store = self.store
 
         def make() -> None:
-            if step in store.checkpoints[-1:]:
+            if step in store.checkpoints[-1:] and step != committed:
                 return
             if not marker:
                 store.discard_checkpoints(committed)
