@@ -277,14 +277,14 @@ class Shard:
         """Make a checkpoint. marker: it counts from now on; else once shard 0 has one of its step.
 
         committed: the newest step that counts, -1 for none; what was prepared after it and never
-        counted is discarded. Done already, it is not done again.
+        counted is discarded. Done already, it is not done again, unless it counted before.
         """
         _check_step(step)
         store = self.store
         key = (session.client, session.incarnation, step)
 
         def make() -> None:
-            if step in store.checkpoints[-1:]:
+            if step in store.checkpoints[-1:] and step != committed:
                 return
             state = _unpack(tree, self._parcel.whole(key, size)) if tree else {}
             if not marker:

@@ -79,8 +79,8 @@ class Store(Tables):
 
     # -- batches ---------------------------------------------------------------------------------
 
-    def stage_asked(self, asked: Mapping[str, Asked]) -> WorkingSet:
-        """`stage` what `ask` returned, announced to ``coming`` or not."""
+    def stage_asked(self, asked: Mapping[str, Asked], *, ahead: int = 0) -> WorkingSet:
+        """See `Tables.stage_asked`; rows are never behind here."""
         self._upkeep.prepare({name: len(one.keys) for name, one in asked.items()})
         self._upkeep.compactor.wake()
         with self.planner:

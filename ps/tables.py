@@ -69,9 +69,8 @@ class Tables(ABC):
 
     path: where the rows are, for people. device: of the top tier. tick: of the batch that is
     current, set by the prefetch loop, as are ``staged`` and ``prefetching``. staleness: the most
-    steps that rows of a batch may be behind, None where they never are. ahead: the most steps that
-    a batch is staged before its own.
-    rank, world: of this process among the workers of the job.
+    steps that rows of a batch may be behind, None where they never are. rank, world: of this
+    process among the workers of the job.
     """
 
     staleness: int | None = None
@@ -86,7 +85,7 @@ class Tables(ABC):
         self.device = device
         self.tables = {table.name: table for table in tables}
         self.pool = Pool(threads)
-        self.tick = self.ahead = 0
+        self.tick = 0
         self.waiting: dict[str, list[Record]] = {}
         self.anchors: dict[str, torch.Tensor] = {}
         self.staged: Sequence[Any] = ()
@@ -124,8 +123,12 @@ class Tables(ABC):
             return {t: Asked.of(self._spec(t), k, self._deduper) for t, k in requests.items()}
 
     @abstractmethod
-    def stage_asked(self, asked: Mapping[str, Asked]) -> WorkingSet:
-        """`stage` what `ask` returned, announced to ``coming`` or not."""
+    def stage_asked(self, asked: Mapping[str, Asked], *, ahead: int = 0) -> WorkingSet:
+        """`stage` what `ask` returned, announced to ``coming`` or not.
+
+        ahead: the most steps that come before the batch is used. With more than 0 it has to be
+        `enter`ed then.
+        """
 
     def enter(self, working_set: WorkingSet) -> None:  # noqa: B027 - most have nothing to do
         """A batch that was staged ahead is about to be used; in the loop's thread."""
@@ -141,7 +144,7 @@ class Tables(ABC):
 
     def end_prefetch(self) -> None:
         """A prefetch loop is over: `settle`, unless the store was closed or has stopped."""
-        self.prefetching, self.ahead = False, 0
+        self.prefetching = False
         if not self.planner.closed and self.planner.failure is None:
             with self.planner:
                 self.settle()

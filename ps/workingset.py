@@ -57,7 +57,8 @@ class Part:
 class WorkingSet:
     """Parts by table name, held by nobody at first: `hold` it before it is handed on.
 
-    arrived: what is to be put in place when the batch is entered.
+    arrived: what is to be put in place when the batch is entered. due: the step that it is for, as
+    far as was known when it was staged.
 
     released: called once, from any thread, when the last holder lets go, or when the set is
     collected and nobody ever held it (an exception came between).
@@ -66,6 +67,7 @@ class WorkingSet:
     def __init__(self, parts: Mapping[str, Part], released: Callable[[WorkingSet], None]) -> None:
         self.parts = parts
         self.arrived: list[Any] = []
+        self.due = 0
         self._released = released
         self._holders = 0
         self._over = False

@@ -71,9 +71,14 @@ def ask(store: Tables, calls: Sequence[Call]) -> Mapping[str, Asked]:
     return store.ask(requests)
 
 
-def stage(store: Tables, calls: Sequence[Call], asked: Mapping[str, Asked]) -> list[Staged]:
-    """Make the rows of several calls resident as one working set, which nobody holds yet."""
-    working_set = store.stage_asked(asked)
+def stage(
+    store: Tables, calls: Sequence[Call], asked: Mapping[str, Asked], *, ahead: int = 0
+) -> list[Staged]:
+    """Make the rows of several calls resident as one working set, which nobody holds yet.
+
+    ahead: see `Tables.stage_asked`.
+    """
+    working_set = store.stage_asked(asked, ahead=ahead)
     inverses = {table: iter(part.inverses) for table, part in working_set.parts.items()}
     return [
         Staged(call, working_set, [next(inverses[table]) for table, _ in call.lookups])

@@ -254,7 +254,6 @@ class _Pipeline:
             raise ConfigError("prefetch: this store is being prefetched by another loop; end it")
         store.settle()
         store.prefetching = True
-        store.ahead = min(self._depth, store.staleness or 0)
         self._first_tick = store.tick + 1
         self._store = store
 
@@ -272,7 +271,7 @@ class _Pipeline:
                 done = number - 1
                 continue
             try:
-                return stage(store, read.calls, read.asked)
+                return stage(store, read.calls, read.asked, ahead=number - 1 - done)
             except WorkingSetError:
                 if done < number - 1:
                     done += 1

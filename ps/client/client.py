@@ -10,31 +10,36 @@ Threads: any, but for changes, which come from one thread at a time.
 from __future__ import annotations
 
 import json
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass
+from threading import RLock
 from typing import Any, TypeVar
 
 import numpy as np
 
 from ps.client.identity import Identity
-from ps.client.link import Link
+from ps.client.link import ATTEMPT_SECONDS, Link
 from ps.client.outbox import Outbox
 from ps.partition import Partition
-from ps.state import pack_state, unpack_state
 from ps.table import Table
 from ps.wire import terrace_pb2 as wire
 from ps.wire.frame import Frame, array_of
 from ps.wire.status import ReopenError
-from storage.errors import ConfigError, FencedError, StoreError
+from storage.errors import ConfigError, FencedError, StoreError, UnavailableError
 from storage.rows import Counts, Floats, Keys, Positions
 
 PIECE_BYTES = 4 << 20
 """Of one request or answer; two are then on their way in what one message may have."""
 
 _PIECES_ON_THE_WAY = 4
-_SLOW_SECONDS = 600.0
+SLOW_SECONDS = 600.0
+"""Of one attempt at what has a shard write much."""
+
+_STATS_SECONDS = 3.0
 _TRIES = 8
 T = TypeVar("T")
 
@@ -69,6 +74,9 @@ class Client:
     timeout_seconds: how long a shard that is away is waited for. push_bytes: of changes that are
     kept until they are applied and durable, all shards together.
 
+    rows: on all shards, as they were when this worker came in. broken: what interrupted a change,
+    so that some shards have a part of it; None while all is whole. Only `open` mends that.
+
     Raises: MismatchError; RefusedError; UnavailableError.
     """
 
@@ -99,8 +107,9 @@ class Client:
         most = max(1, push_bytes // len(addresses))
         self.outboxes = [Outbox(link, most_bytes=most) for link in self.links]
         self._held: dict[int, tuple[str, Frame[Any]]] = {}
-        self._meetings = 0
-        self.marker, self.rows = -1, 0
+        self._order = RLock()  # a reader in another thread may `flush` meanwhile
+        self.broken: BaseException | None = None
+        self.rows = 0
         try:
             self.open()
         except BaseException:
@@ -114,6 +123,8 @@ class Client:
         for _ in range(_TRIES):
             known = self.each(lambda shard: self.links[shard].ask(0).incarnation)
             self.identity = self.identity.reborn(1 + max(known))
+            self.broken = None
+            self._held.clear()
             for link, outbox in zip(self.links, self.outboxes, strict=True):
                 link.identity = self.identity
                 outbox.forget()
@@ -122,7 +133,6 @@ class Client:
             except FencedError:
                 continue  # another process was faster
             told = self.each(lambda shard: self.links[shard].ask(0))
-            self.marker = int(told[0].marker) - 1
             self.rows = sum(int(reply.rows) for reply in told)
             return
         raise FencedError(
@@ -131,9 +141,13 @@ class Client:
         )
 
     def each(self, call: Callable[[int], T]) -> list[T]:
-        """What ``call`` gives for each shard, all at once. Raises: the first error, by shard."""
+        """What ``call`` gives for each shard, all at once. Raises: the first error, at once."""
         futures = [self._threads.submit(call, shard) for shard in range(len(self.links))]
-        return [future.result() for future in futures]
+        wait(futures, return_when=FIRST_EXCEPTION)
+        failed = [future for future in futures if future.done() and future.exception()]
+        if failed and isinstance(failed[0].exception(), FencedError):
+            wait(futures)  # this goes on with another identity
+        return [future.result() for future in failed or futures]
 
     def call(self, shard: int, method: str, frame: Frame[Any], **options: Any) -> Frame[Any]:
         """One call to a shard, waiting for it if it is away; the session is set here."""
@@ -157,7 +171,7 @@ class Client:
     def _pull(self, table: str, keys: Keys, fields: Mapping[str, Any]) -> Iterator[Pulled]:
         dim = self.tables[table].dim
         waiting = deque(self._pieces(keys, 4 * dim))
-        on_the_way: deque[tuple[int, Indices, int, bytes, Any]] = deque()
+        on_the_way: deque[tuple[int, Indices, int, bytes, tuple[int, Any]]] = deque()
         while waiting or on_the_way:
             while waiting and len(on_the_way) < _PIECES_ON_THE_WAY * len(self.links):
                 shard, indices = waiting.popleft()
@@ -165,23 +179,28 @@ class Client:
                 request = wire.PullRequest(table=table, rows=len(some), **fields)
                 request.session.CopyFrom(self.identity.session)
                 data = Frame(request, some).pack()
-                future = self.links[shard].start("Pull", data)
-                on_the_way.append((shard, indices, len(some), data, future))
-            shard, indices, count, data, future = on_the_way.popleft()
-            reply = self._pulled(shard, data, future)
+                link = self.links[shard]
+                begun = (link.openings, link.start("Pull", data))
+                on_the_way.append((shard, indices, len(some), data, begun))
+            shard, indices, count, data, begun = on_the_way.popleft()
+            reply = self._pulled(shard, data, begun)
             values = array_of(reply.array, np.float32, count, dim, name="rows")
             yield Pulled(indices, values, int(reply.message.clock))
 
-    def _pulled(self, shard: int, data: bytes, future: Any) -> Frame[Any]:
-        """The answer to a pull that is on its way, or to another attempt."""
-        link, first = self.links[shard], [future]
+    def _pulled(self, shard: int, data: bytes, begun: tuple[int, Any]) -> Frame[Any]:
+        """The answer to a pull that is on its way, or to another attempt. begun: the link's
+        openings before it, and gRPC's future."""
+        link, first = self.links[shard], [begun]
 
         def attempt(left: float) -> Frame[Any]:
-            seen = link.openings
+            seconds = min(left, ATTEMPT_SECONDS)
+            seen, future = (
+                first.pop() if first else (link.openings, link.start("Pull", data, seconds))
+            )
             try:
-                return link.finish("Pull", first.pop() if first else link.start("Pull", data))
+                return link.finish("Pull", future)
             except ReopenError:
-                link.open(seen)
+                link.open(seen, deadline=time.monotonic() + left)
                 raise
 
         return link.persist(attempt)
@@ -206,45 +225,52 @@ class Client:
         keys: (U,) uint64. gradients: (U, D) float32. uses: (U,) int32.
         """
         spec = self.tables[table]
-        for shard, indices in self._pieces(keys, 4 * spec.dim):
-            some = keys[indices]
-            request = wire.PushRequest(
-                table=table, rows=len(some), step=step.step, lr=step.lr, scale=step.scale,
-                keys=some.tobytes(),
-            )  # fmt: skip
-            if spec.admission is not None:
-                request.uses = uses[indices].astype(np.int32).tobytes()
-            self._hold(shard, "Push", Frame(request, gradients[indices]))
+        with self._changing():
+            for shard, indices in self._pieces(keys, 4 * spec.dim):
+                some = keys[indices]
+                request = wire.PushRequest(
+                    table=table, rows=len(some), step=step.step, lr=step.lr, scale=step.scale,
+                    keys=some.tobytes(),
+                )  # fmt: skip
+                if spec.admission is not None:
+                    request.uses = uses[indices].astype(np.int32).tobytes()
+                self._hold(shard, "Push", Frame(request, gradients[indices]))
 
     def advance(self, clock: int) -> None:
         """This worker has made ``clock`` steps: the last of their changes tells each shard."""
-        for shard in range(len(self.links)):
-            if shard not in self._held:
-                self._hold(shard, "Push", Frame(wire.PushRequest(scale=1.0)))
-            self._held[shard][1].message.clock = clock
-            self._let_go(shard)
+        with self._changing():
+            for shard in range(len(self.links)):
+                if shard not in self._held:
+                    self._hold(shard, "Push", Frame(wire.PushRequest(scale=1.0)))
+                self._held[shard][1].message.clock = clock
+                self._let_go(shard)
 
     def write(self, table: str, keys: Keys, values: Floats) -> None:
         """Set embeddings of unique keys, optimizer state anew. values: (U, D) float32."""
         dim = self.tables[table].dim
-        for shard, indices in self._pieces(keys, 4 * dim):
-            some = keys[indices]
-            request = wire.WriteRequest(table=table, rows=len(some), width=dim, keys=some.tobytes())
-            self._put(shard, "Write", Frame(request, values[indices]))
+        with self._changing():
+            for shard, indices in self._pieces(keys, 4 * dim):
+                some = keys[indices]
+                request = wire.WriteRequest(
+                    table=table, rows=len(some), width=dim, keys=some.tobytes()
+                )
+                self._put(shard, "Write", Frame(request, values[indices]))
         self.flush()
 
     def delete(self, table: str, keys: Keys) -> None:
         """Forget rows of unique keys for good."""
-        for shard, indices in self._pieces(keys, 8):
-            some = keys[indices]
-            request = wire.DeleteRequest(table=table, rows=len(some))
-            self._put(shard, "Delete", Frame(request, some))
+        with self._changing():
+            for shard, indices in self._pieces(keys, 8):
+                some = keys[indices]
+                request = wire.DeleteRequest(table=table, rows=len(some))
+                self._put(shard, "Delete", Frame(request, some))
         self.flush()
 
     def flush(self) -> None:
         """Return when all shards have applied all changes of this worker."""
-        for shard in range(len(self.links)):
-            self._let_go(shard)
+        with self._changing():
+            for shard in range(len(self.links)):
+                self._let_go(shard)
         for outbox in self.outboxes:
             outbox.flush()
 
@@ -253,9 +279,25 @@ class Client:
         self.flush()
         self.each(
             lambda shard: self.call(
-                shard, "Cut", Frame(wire.CutRequest(closing=closing)), attempt_seconds=_SLOW_SECONDS
+                shard, "Cut", Frame(wire.CutRequest(closing=closing)), attempt_seconds=SLOW_SECONDS
             )
         )
+
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        """Of one change, from here on whole or not at all: an error inside breaks it for good."""
+        with self._order:
+            if self.broken is not None:
+                reason = str(self.broken) or type(self.broken).__name__
+                raise StoreError(
+                    f"{self.links[0].name}: a change was interrupted ({reason}), so shards may "
+                    f"have a part of it; go back to a checkpoint, in every worker (resume())"
+                ) from self.broken
+            try:
+                yield
+            except BaseException as error:
+                self.broken = error
+                raise
 
     def _hold(self, shard: int, method: str, frame: Frame[Any]) -> None:
         """Keep the newest change back, so that it can tell the clock; send the one before."""
@@ -271,105 +313,31 @@ class Client:
         self._let_go(shard)
         self.outboxes[shard].put(method, frame)
 
-    # -- checkpoints ----------------------------------------------------------------------------
-
-    def meet(self, word: bytes = b"") -> bytes:
-        """Wait for all workers of the job: what rank 0 said.
-
-        Raises: UnavailableError, naming who has not come.
-        """
-        self._meetings += 1
-        if self.identity.world == 1:
-            return word
-        request = wire.MeetRequest(round=self.identity.round, number=self._meetings)
-        return bytes(self.call(0, "Meet", Frame(request, word)).array)
-
-    def checkpoint(self, step: int, state: Mapping[str, Any]) -> None:
-        """One checkpoint of all shards, with the state of rank 0; in every worker.
-
-        The others prepare, then shard 0 commits the state and the marker in one transaction. Only
-        the marker counts: a crash in between leaves the checkpoint before.
-        """
-        self.flush()
-        self.meet()
-        if self.identity.rank == 0:
-            self._prepare_and_commit(step, state)
-        self.meet()
-        self.marker = step
-
-    def _prepare_and_commit(self, step: int, state: Mapping[str, Any]) -> None:
-        tree, tensors = pack_state(state)
-
-        def prepare(shard: int) -> None:
-            if shard:
-                request = wire.PrepareRequest(step=step, last=True, committed=self.marker + 1)
-                self.call(shard, "Prepare", Frame(request), attempt_seconds=_SLOW_SECONDS)
-
-        def commit(shard: int) -> None:
-            if shard:
-                request = wire.CommitRequest(step=step)
-                self.call(shard, "Commit", Frame(request), attempt_seconds=_SLOW_SECONDS)
-
-        self.each(prepare)
-        for offset in range(0, max(1, len(tensors)), PIECE_BYTES):
-            last = offset + PIECE_BYTES >= len(tensors)
-            request = wire.PrepareRequest(
-                step=step, offset=offset, size=len(tensors), last=last, marker=True,
-                tree=tree if last else "", committed=self.marker + 1,
-            )  # fmt: skip
-            piece = tensors[offset : offset + PIECE_BYTES]
-            self.call(0, "Prepare", Frame(request, piece), attempt_seconds=_SLOW_SECONDS)
-        self.each(commit)
-
-    def resume(self) -> tuple[int, dict[str, Any]]:
-        """All shards back to the newest marker, in every worker: its step and rank 0's state.
-
-        This process gets a new incarnation, so nothing that is on its way counts. Raises:
-        StoreError when there is no checkpoint.
-        """
-        self._held.clear()
-        self.open()
-        self.meet()
-        if self.identity.rank == 0 and self.marker >= 0:
-            step = self.marker
-            self.each(
-                lambda shard: self.call(
-                    shard, "Rewind", Frame(wire.RewindRequest(step=step)),
-                    attempt_seconds=_SLOW_SECONDS,
-                )
-            )  # fmt: skip
-        self.meet()
-        # Asked again: another worker may have seen the marker before a last one was committed.
-        self.marker = int(self.links[0].ask(0).marker) - 1
-        if self.marker < 0:
-            raise StoreError(
-                f"{self.links[0].name}: expected a checkpoint to resume from, found none; start "
-                f"without resuming"
-            )
-        return self.marker, self._state(self.marker)
-
-    def _state(self, step: int) -> dict[str, Any]:
-        pieces: list[bytes] = []
-        while True:
-            have = sum(map(len, pieces))
-            request = wire.LookRequest(what="state", step=step, offset=have)
-            reply = self.call(0, "Look", Frame(request))
-            pieces.append(bytes(reply.array))
-            if have + len(pieces[-1]) >= reply.message.size:
-                return unpack_state(reply.message.text, b"".join(pieces))
-
     # -- figures and the end --------------------------------------------------------------------
 
     def look(self, what: str) -> list[Any]:
         """What each shard says: "stats", "digest" or "check"."""
-        return self.each(
-            lambda shard: json.loads(
-                self.call(
-                    shard, "Look", Frame(wire.LookRequest(what=what)),
-                    attempt_seconds=_SLOW_SECONDS,
-                ).message.text
-            )
+        return self.each(lambda shard: self._look(shard, what))
+
+    def stats(self) -> list[dict[str, Any]]:
+        """What each shard says of itself, or of one that is away, why: waits for none."""
+
+        def ask(shard: int) -> dict[str, Any]:
+            try:
+                found: dict[str, Any] = self._look(shard, "stats", seconds=_STATS_SECONDS)
+                return found
+            except UnavailableError as error:
+                return {"shard": shard, "away": str(error)}
+
+        return self.each(ask)
+
+    def _look(self, shard: int, what: str, seconds: float | None = None) -> Any:
+        deadline = None if seconds is None else time.monotonic() + seconds
+        reply = self.call(
+            shard, "Look", Frame(wire.LookRequest(what=what)),
+            attempt_seconds=SLOW_SECONDS, deadline=deadline,
         )  # fmt: skip
+        return json.loads(reply.message.text)
 
     @property
     def wants_checkpoint(self) -> bool:
@@ -379,9 +347,7 @@ class Client:
     def close(self) -> None:
         """Let go of threads and connections; what was not flushed is lost. Twice is fine."""
         for link in self.links:
-            link.stop.set()
+            link.close()  # first: it ends all calls that somebody waits for
         for outbox in self.outboxes:
             outbox.close()
         self._threads.shutdown()
-        for link in self.links:
-            link.close()

@@ -29,6 +29,8 @@ from storage.errors import (
     ClosedError,
     DiskFullError,
     OverloadedError,
+    RefusedError,
+    ShardError,
     TerraceError,
     UnavailableError,
 )
@@ -50,7 +52,9 @@ OPTIONS: Sequence[tuple[str, Any]] = (
     ("grpc.dns_min_time_between_resolutions_ms", 1_000),
     ("grpc.use_local_subchannel_pool", 1),
 )
-_ATTEMPT_SECONDS = 30.0
+ATTEMPT_SECONDS = 30.0
+"""Of one attempt, unless its caller knows better."""
+
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.02, 1.0
 _SAY_SECONDS = 10.0
 _LOG = logging.getLogger("terrace.client")
@@ -139,18 +143,30 @@ class Link:
 
     # -- single calls ---------------------------------------------------------------------------
 
-    def start(self, method: str, data: bytes, seconds: float = _ATTEMPT_SECONDS) -> Any:
-        """Begin one attempt: gRPC's future; `finish` gives the reply."""
-        return self._stubs[method].future(data, timeout=seconds)
+    def start(self, method: str, data: bytes, seconds: float | None = None) -> Any:
+        """Begin one attempt: gRPC's future; `finish` gives the reply. Raises: ClosedError."""
+        if seconds is None:
+            seconds = min(ATTEMPT_SECONDS, self.timeout_seconds)
+        try:
+            return self._stubs[method].future(data, timeout=seconds)
+        except ValueError as error:  # how gRPC says that the channel is closed
+            raise ClosedError(f"{self.name}: the connection is closed ({error})") from error
 
     def finish(self, method: str, future: Any) -> Frame[Any]:
         """The reply of an attempt. Raises: what the shard said, or why none came."""
         try:
-            return _UNPACK[method](future.result())
+            data = future.result()
         except grpc.RpcError as error:
             raise error_of(self.name, error) from None
         except grpc.FutureCancelledError:
             raise UnavailableError(f"{self.name}: the call was given up") from None
+        try:
+            return _UNPACK[method](data)
+        except RefusedError as error:
+            raise ShardError(
+                f"{self.name}: the answer to {method} cannot be read ({error}); is this a server "
+                f"of Terrace, and of this version?"
+            ) from error
 
     # -- calls that wait for a shard that is away -----------------------------------------------
 
@@ -160,7 +176,7 @@ class Link:
         data: bytes,
         *,
         deadline: float | None = None,
-        attempt_seconds: float = _ATTEMPT_SECONDS,
+        attempt_seconds: float = ATTEMPT_SECONDS,
     ) -> Frame[Any]:
         """The reply; waits for a shard that is away. deadline: of time.monotonic.
 
@@ -199,12 +215,18 @@ class Link:
 
         Raises: FencedError; LostError; MismatchError; UnavailableError at the deadline.
         """
-        with self._opening:
+        if deadline is None:
+            deadline = time.monotonic() + self.timeout_seconds
+        if not self._opening.acquire(timeout=max(0.001, deadline - time.monotonic())):
+            raise UnavailableError(f"{self.name}: another thread opens the session; waited for it")
+        try:
             if self.openings != seen:
                 return
             reply = self.ask(self.identity.incarnation, deadline=deadline)
             self.reopened(reply)
             self.openings += 1
+        finally:
+            self._opening.release()
 
     def ask(self, incarnation: int, *, deadline: float | None = None) -> Any:
         """The reply to an opening; with incarnation 0, what the shard knows of this client."""
@@ -218,7 +240,7 @@ class Link:
         data = request.SerializeToString()
 
         def attempt(left: float) -> Any:
-            seconds = min(left, _ATTEMPT_SECONDS)
+            seconds = min(left, ATTEMPT_SECONDS)
             return self.finish("Open", self.start("Open", data, seconds)).message
 
         return self.persist(attempt, deadline)

@@ -6,7 +6,11 @@ answered (durability "interval"), a change stays here until the shard says that 
 is repeated when the shard comes back without it. All that is bounded in bytes: at half the bound
 the shard is asked for a cut, at the bound `put` waits.
 
-Threads: "terrace-push" sends; `put` and the rest from any.
+What is on its way belongs to a *turn*, which ends when changes are sent again from an earlier one
+on; an answer of an older turn says nothing about this one. A *life* is one incarnation's.
+
+Threads: "terrace-push" sends; `put` and the rest from any. Turns and lives may end at any moment:
+whoever pulls may be the one who opens the session again (`_reopened`).
 """
 
 from __future__ import annotations
@@ -22,7 +26,7 @@ from ps.client.link import PASSING, Link, Patience
 from ps.wire import terrace_pb2 as wire
 from ps.wire.frame import Frame
 from ps.wire.status import ReopenError
-from storage.errors import LostError, TerraceError, UnavailableError
+from storage.errors import LostError, ShardError, TerraceError, UnavailableError
 
 _IN_FLIGHT = 2
 _CUT_SECONDS = 600.0
@@ -35,7 +39,16 @@ class _Entry:
     sequence: int
     method: str
     data: bytes
-    life: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Flight:
+    """One attempt to send an entry. seen: the link's openings before it."""
+
+    entry: _Entry
+    future: Any
+    turn: int
+    seen: int
 
 
 class Outbox:
@@ -58,9 +71,10 @@ class Outbox:
         self.last = self._answered = self._durable = 0
         self._failure: TerraceError | None = None
         self._closing = self._wanted = False
-        self._life = 0  # of the link's incarnations
+        self._life = self._turn = 0
+        self._counted = 0  # the last whose skipped rows are in the sum: some are answered twice
         self._patience: Patience | None = None
-        self._flying: deque[tuple[_Entry, Any]] = deque()
+        self._flying: deque[_Flight] = deque()
         link.awaited, link.reopened = lambda: self.last, self._reopened
         self._thread = threading.Thread(target=self._run, name="terrace-push", daemon=True)
         self._thread.start()
@@ -72,14 +86,13 @@ class Outbox:
         """
         with self._changed:
             self._ensure_sound()
-            size = frame.size
-            self._make_room(size)
-            self.last += 1
-            frame.message.sequence = self.last
+            frame.message.sequence = self.last + 1
             frame.message.session.CopyFrom(self._link.identity.session)
-            entry = _Entry(self.last, method, frame.pack(), self._life)
-            self._entries.append(entry)
-            self._bytes += len(entry.data)
+            data = frame.pack()
+            self._make_room(len(data))
+            self.last += 1
+            self._entries.append(_Entry(self.last, method, data))
+            self._bytes += len(data)
             self._changed.notify_all()
 
     def flush(self) -> None:
@@ -98,10 +111,10 @@ class Outbox:
         with self._changed:
             self._life += 1
             self._entries.clear()
-            self._flying.clear()
-            self._next = self._bytes = self.last = self._answered = self._durable = 0
-            self._failure = None
-            self._changed.notify_all()
+            self._bytes = self.last = self._answered = self._durable = self._counted = 0
+            self._failure = self._patience = None
+            self._wanted = False
+        self._start_over()
 
     def close(self) -> None:
         """Stop the thread, whatever is queued. Twice is fine."""
@@ -118,24 +131,31 @@ class Outbox:
                 self._changed.wait_for(self._has_work)
                 if self._closing:
                     return
-                full = self._full
+                full, life = self._full, self._life
             try:
                 if full:
-                    self._cut()
+                    self._cut(life)
                 self._send()
                 self._receive()
-            except TerraceError as error:  # the thread's edge: raised at the next call
-                with self._changed:
-                    self._failure = error
-                    self._next, self._flying = 0, deque()
-                    self._changed.notify_all()
+            except Exception as error:  # the thread's edge: raised at the next call
+                self._fail(error, life)
+
+    def _fail(self, error: Exception, life: int) -> None:
+        if not isinstance(error, TerraceError):
+            kind = type(error).__name__
+            error = ShardError(f"{self._link.name}: sending changes failed ({kind}: {error})")
+        with self._changed:
+            if life != self._life:
+                return  # of an incarnation that counts no more
+            self._failure = error
+        self._start_over()
 
     def _has_work(self) -> bool:
         if self._closing:
             return True
         if self._failure is not None:
             return False
-        done = self._flying and self._flying[0][1].done()
+        done = self._flying and self._flying[0].future.done()
         free = self._next < len(self._entries) and len(self._flying) < _IN_FLIGHT
         return bool(done or free or self._full)
 
@@ -153,11 +173,15 @@ class Outbox:
                     return
                 entry = self._entries[self._next]
                 self._next += 1
+                turn, seen = self._turn, self._link.openings
             future = self._link.start(entry.method, entry.data)
             future.add_done_callback(self._wake)
             with self._changed:
-                if entry.life == self._life:
-                    self._flying.append((entry, future))
+                current = turn == self._turn
+                if current:
+                    self._flying.append(_Flight(entry, future, turn, seen))
+            if not current:
+                future.cancel()
 
     def _wake(self, future: Any) -> None:
         with self._changed:
@@ -165,48 +189,55 @@ class Outbox:
 
     def _receive(self) -> None:
         with self._changed:
-            if not self._flying or not self._flying[0][1].done():
+            if not self._flying or not self._flying[0].future.done():
                 return
-            entry, future = self._flying.popleft()
-        seen = self._link.openings
+            one = self._flying.popleft()
         try:
-            reply = self._link.finish(entry.method, future).message
+            reply = self._link.finish(one.entry.method, one.future).message
         except TerraceError as error:
-            if entry.life == self._life:
-                self._repeat(seen, error)
+            self._repeat(one, error)
         else:
-            self._patience = None
-            self._note(entry, reply)
+            self._note(one, reply)
 
-    def _repeat(self, seen: int, error: TerraceError) -> None:
+    def _repeat(self, one: _Flight, error: TerraceError) -> None:
         """Begin again with the first that is not answered. Raises: what cannot pass."""
+        if one.turn != self._turn:
+            return
         if not isinstance(error, PASSING):
             raise error
         if isinstance(error, ReopenError):
-            self._link.open(seen)
+            self._link.open(one.seen)
         else:
             self._patience = self._patience or self._link.patience()
             self._patience.bear(error)
-        self._start_over(self._answered)
+        self._start_over(one.turn)
 
-    def _cut(self) -> None:
+    def _cut(self, life: int) -> None:
         request = wire.CutRequest(session=self._link.identity.session)
         reply = self._link.call("Cut", request.SerializeToString(), attempt_seconds=_CUT_SECONDS)
-        self._note(None, reply.message)
+        with self._changed:
+            if life == self._life:
+                self._settle(reply.message)
 
     # -- what a reply says ----------------------------------------------------------------------
 
-    def _note(self, entry: _Entry | None, reply: Any) -> None:
+    def _note(self, one: _Flight, reply: Any) -> None:
         with self._changed:
-            if entry is not None and entry.life != self._life:
-                return
-            if entry is not None:
-                self._answered = max(self._answered, entry.sequence)
-            self._durable = max(self._durable, reply.durable)
-            self.skipped += reply.skipped
-            self.wants_checkpoint = reply.wants_checkpoint
-            self._drop(min(self._durable, self._answered) if self._keeps else self._answered)
-            self._changed.notify_all()
+            if one.turn != self._turn:
+                return  # it was sent again: perhaps to a shard that has lost what this one says
+            self._patience = None
+            self._answered = max(self._answered, one.entry.sequence)
+            if one.entry.sequence > self._counted:
+                self._counted = one.entry.sequence
+                self.skipped += reply.skipped
+            self._settle(reply)
+
+    def _settle(self, reply: Any) -> None:
+        """Drop what needs no repeating any more."""
+        self._durable = max(self._durable, reply.durable)
+        self.wants_checkpoint = reply.wants_checkpoint
+        self._drop(min(self._durable, self._answered) if self._keeps else self._answered)
+        self._changed.notify_all()
 
     def _drop(self, sequence: int) -> None:
         """Forget entries up to and including this sequence."""
@@ -214,14 +245,17 @@ class Outbox:
             self._bytes -= len(self._entries.popleft().data)
             self._next = max(0, self._next - 1)
 
-    def _start_over(self, answered: int) -> None:
-        """Send again what comes after ``answered``."""
+    def _start_over(self, turn: int | None = None) -> None:
+        """Another turn, if ``turn`` is not over already: send again what is not answered."""
         with self._changed:
+            if turn not in (None, self._turn):
+                return
             given_up, self._flying = list(self._flying), deque()
-            self._next = sum(entry.sequence <= answered for entry in self._entries)
+            self._turn += 1
+            self._next = sum(entry.sequence <= self._answered for entry in self._entries)
             self._changed.notify_all()
-        for _, future in given_up:
-            future.cancel()
+        for flight in given_up:
+            flight.future.cancel()
 
     def _reopened(self, reply: Any) -> None:
         """The session was opened, perhaps at a shard that has lost what it had answered."""
@@ -234,29 +268,36 @@ class Outbox:
                     f"{reply.applied}: it lost some in a crash; go back to a checkpoint, in every "
                     f"worker (store.resume(), terrace train --resume)"
                 )
-            self._answered = min(self._answered, reply.applied)
-        self._start_over(reply.applied)
+            self._answered = min(reply.applied, self.last)
+            self._drop(min(self._durable, self._answered) if self._keeps else self._answered)
+        self._start_over()
 
     # -- waiting --------------------------------------------------------------------------------
 
     def _make_room(self, size: int) -> None:
-        self._wanted = bool(self._bytes) and self._bytes + size > self._most_bytes
-        if self._wanted:
+        if self._bytes and self._bytes + size > self._most_bytes:
+            self._wanted = True
             self._changed.notify_all()
-            self._wait(lambda: not self._bytes or self._bytes + size <= self._most_bytes, "room")
-            self._wanted = False
+            try:
+                self._wait(
+                    lambda: not self._bytes or self._bytes + size <= self._most_bytes, "room"
+                )
+            finally:
+                self._wanted = False
 
     def _ensure_sound(self) -> None:
         if self._failure is not None:
-            raise self._failure
+            # Without the frames of earlier calls, which would be kept alive with all they hold.
+            raise self._failure.with_traceback(None)
 
     def _wait(self, ready: Callable[[], bool], what: str) -> None:
         """Wait on the condition; the deadline is for no progress at all."""
-        answered, deadline = self._answered, time.monotonic() + self._link.timeout_seconds
+        seen, deadline = (0, 0), 0.0
         while not ready():
             self._ensure_sound()
-            if self._answered != answered:
-                answered, deadline = self._answered, time.monotonic() + self._link.timeout_seconds
+            if seen != (self._answered, self._durable) or not deadline:
+                seen = (self._answered, self._durable)
+                deadline = time.monotonic() + self._link.timeout_seconds
             left = deadline - time.monotonic()
             if left <= 0:
                 raise UnavailableError(

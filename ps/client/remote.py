@@ -11,6 +11,7 @@ Threads: as `Tables`. Nobody waits for a shard with the planner's lock.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ import torch
 from numpy.typing import NDArray
 
 from ps.client.client import Client, Step
+from ps.client.marker import Marker
 from ps.client.replicas import Replicas
 from ps.record import Record, condense
 from ps.stack import divide
@@ -30,6 +32,8 @@ from ps.workingset import Asked, Part, WorkingSet
 from storage.errors import StoreError
 from storage.keys import as_keys
 from storage.rows import Floats, Keys, Mask, Positions
+
+_STAGING_SECONDS = 3600.0
 
 
 class _NothingComes:
@@ -46,13 +50,14 @@ class _NothingComes:
         """See `ps.tables.Announcements`."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class _Arrived:
     """Copies for rows that an earlier batch uses: they wait until it is done."""
 
     table: str
     positions: Positions
     values: Floats
+    clock: int
 
 
 class RemoteStore(Tables):
@@ -81,7 +86,11 @@ class RemoteStore(Tables):
         self.rank, self.world = client.identity.rank, client.identity.world
         self.coming = _NothingComes()
         self.client = client
+        self.marker = Marker(client)
         self.steps_made = 0
+        # A call that was not announced is staged in the loop's thread, beside the prefetch thread.
+        self._staging = threading.Lock()
+        self._pending: dict[int, _Arrived] = {}  # by id: those of working sets not yet entered
         shares = divide(size, tables)
         self.stacks = {
             table.name: Replicas(table, shares[table.name], device=device, policy=policy)
@@ -90,26 +99,39 @@ class RemoteStore(Tables):
 
     # -- batches ---------------------------------------------------------------------------------
 
-    def stage_asked(self, asked: Mapping[str, Asked]) -> WorkingSet:
+    def stage_asked(self, asked: Mapping[str, Asked], *, ahead: int = 0) -> WorkingSet:
         """See `Tables.stage`; what this worker lacks, or has too old, is pulled.
 
         Raises: WorkingSetError; UnavailableError.
         """
         assert self.staleness is not None
-        due = self.steps_made + self.ahead
-        least = max(0, due - self.staleness)
+        if not self._staging.acquire(timeout=_STAGING_SECONDS):
+            raise StoreError(f"{self.path}: a batch was staged for {_STAGING_SECONDS:.0f} s")
+        try:
+            due = self.steps_made + ahead
+            working_set = self._stage(asked, due, waiting=ahead > 0)
+        finally:
+            self._staging.release()
+        self.observers.staged(asked)
+        return working_set
+
+    def _stage(self, asked: Mapping[str, Asked], due: int, *, waiting: bool) -> WorkingSet:
+        """waiting: copies for rows that others use wait until the batch is entered."""
+        least = self._least(due)
         parts: dict[str, Part] = {}
         lacking: dict[str, tuple[Mask, Mask]] = {}
         with self.planner:
-            try:
+            for name, one in asked.items():
+                self.stacks[name].ensure_room(one.keys)
+            with self.planner.changing():
                 for name, one in asked.items():
-                    positions, pull, used = self.stacks[name].pin(one.keys, one.counts, least)
+                    positions, pull, used = self.stacks[name].pin(
+                        one.keys, one.counts, least, ahead=waiting
+                    )
                     parts[name] = Part(one.keys, positions, one.counts, one.inverses)
-                    lacking[name] = (pull, used)
-            except BaseException:
-                self._give_back(parts, lacking)
-                raise
+                    lacking[name] = (pull, used if waiting else np.zeros_like(used))
         working_set = WorkingSet(parts, self._release)
+        working_set.due = due
         try:
             for name, part in parts.items():
                 working_set.arrived += self._pull(name, part, *lacking[name], least)
@@ -119,41 +141,54 @@ class RemoteStore(Tables):
             raise
         with self.planner:
             for name, part in parts.items():
-                self.stacks[name].observe(part.positions, due)
-        if not self.ahead:
-            self.enter(working_set)
-        self.observers.staged(asked)
+                self.stacks[name].observe(part.positions, due, ahead=waiting)
         return working_set
 
     def enter(self, working_set: WorkingSet) -> None:
         """See `Tables.enter`."""
         while working_set.arrived:
-            one = working_set.arrived.pop()
+            one = working_set.arrived.pop(0)
+            self._pending.pop(id(one), None)
             self.stacks[one.table].fill(one.positions, one.values)
+            self.stacks[one.table].mark(one.positions, one.clock)
+        if self.steps_made > working_set.due:
+            self._renew(working_set)
+
+    def _renew(self, working_set: WorkingSet) -> None:
+        """More steps were made than one a batch: pull what has become too old meanwhile."""
+        least = self._least(self.steps_made)
+        with self._staging:
+            for name, part in working_set.parts.items():
+                old = self.stacks[name].top.steps[part.positions] <= least
+                list(self._pull(name, part, old, np.zeros_like(old), least))
+        working_set.due = self.steps_made
+
+    def _least(self, due: int) -> int:
+        """The clock that copies must have for this step."""
+        assert self.staleness is not None
+        return max(0, due - self.staleness)
 
     def _pull(
-        self, name: str, part: Part, pull: Mask, used: Mask, least: int
+        self, name: str, part: Part, pull: Mask, waits: Mask, least: int
     ) -> Iterator[_Arrived]:
-        """Pull the rows of one table that are lacking; those that are in use are given back."""
+        """Pull the rows of one table that are lacking; those that have to wait are given back."""
         wanted = np.flatnonzero(pull)
         if not len(wanted):
             return
         stack, keys = self.stacks[name], part.keys[wanted]
         for piece in self.client.pull(name, keys, least=least, own=self.steps_made):
             which = wanted[piece.indices]
-            positions, waits = part.positions[which], used[which]
-            if self.ahead and waits.any():
-                yield _Arrived(name, positions[waits], piece.values[waits])
-                stack.fill(positions[~waits], piece.values[~waits])
+            positions, later = part.positions[which], waits[which]
+            if later.any():
+                one = _Arrived(name, positions[later], piece.values[later], piece.clock)
+                self._pending[id(one)] = one
+                yield one
+                stack.promise(positions[later], piece.clock)
+                positions, values = positions[~later], piece.values[~later]
             else:
-                stack.fill(positions, piece.values)
+                values = piece.values
+            stack.fill(positions, values)
             stack.mark(positions, piece.clock)
-
-    def _give_back(
-        self, parts: Mapping[str, Part], lacking: Mapping[str, tuple[Mask, Mask]]
-    ) -> None:
-        self._forget(parts, lacking)
-        self._unpin(parts)
 
     def _forget(self, parts: Mapping[str, Part], lacking: Mapping[str, tuple[Mask, Mask]]) -> None:
         """What was to be pulled has perhaps not come."""
@@ -161,9 +196,10 @@ class RemoteStore(Tables):
             self.stacks[name].mark(part.positions[lacking[name][0]], -1)
 
     def _release(self, working_set: WorkingSet) -> None:
-        # Never entered: what came for it is in no place, though its clock says so.
+        # Never entered: what came for it will be in no place, though it was promised.
         for one in working_set.arrived:
-            self.stacks[one.table].mark(one.positions, -1)
+            self._pending.pop(id(one), None)
+            self.stacks[one.table].promise(one.positions, -1)
         super()._release(working_set)
 
     # -- steps -----------------------------------------------------------------------------------
@@ -172,8 +208,8 @@ class RemoteStore(Tables):
     def stepping(self) -> Iterator[None]:
         """See `Tables.stepping`; at the end every shard knows that this worker made a step."""
         yield
+        self.client.advance(self.steps_made + 1)
         self.steps_made += 1
-        self.client.advance(self.steps_made)
 
     def apply(
         self, table: str, records: Sequence[Record], *, lr: float, step: int, scale: float
@@ -204,9 +240,20 @@ class RemoteStore(Tables):
         if isinstance(embeddings, torch.Tensor):
             embeddings = embeddings.detach().to("cpu", torch.float32).numpy()
         rows = spec.new_rows(given, np.asarray(embeddings, np.float32), 0)
-        self.client.write(table, rows.keys, rows.values[:, : spec.dim])
-        with self.planner:
-            self.stacks[table].forget(rows.keys)
+        values = np.ascontiguousarray(rows.values[:, : spec.dim])
+        self.client.write(table, rows.keys, values)
+        stack = self.stacks[table]
+        with self._staging, self.planner:
+            # Also under a batch in flight, as on tiers of one's own; the next one pulls it.
+            positions = stack.top.place(rows.keys)
+            here = positions >= 0
+            positions, values = positions[here], values[here]
+            stack.fill(positions, values)
+            stack.mark(positions, -1)
+            for one in list(self._pending.values()):
+                if one.table == table:
+                    _, mine, theirs = np.intersect1d(positions, one.positions, return_indices=True)
+                    one.values[theirs] = values[mine]
 
     def delete(self, table: str, keys: torch.Tensor | NDArray[Any]) -> None:
         """See `Tables.delete`. Raises: StoreError when a row is part of a batch in flight."""
@@ -240,7 +287,7 @@ class RemoteStore(Tables):
     def checkpoint(self, step: int, state: Mapping[str, Any] | None = None) -> None:
         """See `Tables.checkpoint`; of all shards at once, with the state of rank 0."""
         self.planner.ensure_usable()
-        self.client.checkpoint(int(step), state or {})
+        self.marker.checkpoint(int(step), state or {})
 
     @property
     def wants_checkpoint(self) -> bool:
@@ -270,17 +317,21 @@ class RemoteStore(Tables):
                     f"{self.path}: resume: a batch is in flight; end the prefetch loop, drop its "
                     f"outputs and call zero_grad() of the SparseOptimizer"
                 )
-            found = self.client.resume()
-            self.steps_made = 0
+        found = self.marker.resume()
+        self.steps_made = 0
+        with self.planner:
             for stack in self.stacks.values():
                 stack.forget()
-            return found
+        return found
 
     def stats(self) -> dict[str, Any]:
-        """See `Tables.stats`: this worker's copies, and under "shards" what each shard says."""
+        """See `Tables.stats`: this worker's copies, and under "shards" what each shard says.
+
+        A shard that is away is not waited for: {"shard": its number, "away": why}.
+        """
         return {
             "tables": self.tiers(),
-            "shards": self.client.look("stats"),
+            "shards": self.client.stats(),
             "skipped_rows": sum(outbox.skipped for outbox in self.client.outboxes),
         }
 
@@ -293,7 +344,7 @@ class RemoteStore(Tables):
         if self.planner.closed:
             return
         try:
-            if self.planner.failure is None:
+            if self.planner.failure is None and self.client.broken is None:
                 self.client.cut(closing=True)
         finally:
             self.abandon()

@@ -44,6 +44,7 @@ MOST_MESSAGE_BYTES = 16 << 20
 """Of a request and of an answer; clients cut their working sets into smaller pieces."""
 
 _MEET_SECONDS = 5.0
+_MARGIN_SECONDS = 0.5
 _MOST_TABLES, _MOST_SPEC = 1024, 1 << 16
 _PIECE = 4 << 20
 _MOST_DETAILS = 1000
@@ -301,7 +302,10 @@ def _table(description: Any) -> Table:
 
 def _deadline(context: grpc.ServicerContext) -> float:
     """The call's, as time.monotonic has it. Raises: OverloadedError when it has passed."""
-    left = context.time_remaining()
+    left: float | None = context.time_remaining()
     if left is not None and left <= 0:
         raise OverloadedError("the deadline passed before the request had its turn")
-    return time.monotonic() + min(LONGEST_SECONDS, LONGEST_SECONDS if left is None else left)
+    if left is None:
+        return time.monotonic() + LONGEST_SECONDS
+    # A little before the client gives up, so that it hears what was waited for.
+    return time.monotonic() + min(LONGEST_SECONDS, left - min(_MARGIN_SECONDS, left / 8))

@@ -237,3 +237,47 @@ def test_rows_that_no_step_changed_are_the_first_to_go_but_not_from_under_a_pin(
     assert cache.evict(1).keys.tolist() == [0]
     cache.demote_fresh(positions[[1, 4]])
     assert cache.evict(1).keys.tolist() == [4]
+
+
+def test_places_are_taken_for_rows_that_the_caller_sets() -> None:
+    cache = filled(4, 2)
+    places = cache.take(as_keys(10, 11))
+    assert cache.place(as_keys(10, 11)).tolist() == places.tolist()
+    assert not cache.steps[places].any() and not cache.dirty[places].any()
+    assert cache.stats.admitted == 4 and cache.check() == [] and len(cache) == 4
+
+
+def test_what_a_taken_place_pushes_out_is_gone_in_the_order_of_the_policy() -> None:
+    cache = filled(4, 4)
+    kept = cache.place(as_keys(0))
+    cache.pin(kept)
+    cache.take(as_keys(10, 11))
+    assert (cache.place(as_keys(0, 1, 2, 3)) >= 0).tolist() == [True, False, False, True]
+    assert cache.stats.evicted == 2 and cache.check() == []
+    assert not cache.dirty[cache.place(as_keys(10, 11))].any()
+
+
+def test_fewer_places_are_taken_when_the_others_are_pinned() -> None:
+    cache = filled(4, 3)
+    cache.pin(cache.place(as_keys(0, 1)))
+    places = cache.take(as_keys(10, 11, 12))
+    assert len(places) == 2 and cache.place(as_keys(10, 11)).tolist() == places.tolist()
+    assert cache.place(as_keys(12)).tolist() == [-1]
+    assert len(cache.take(as_keys())) == 0 and cache.check() == []
+
+
+def test_random_takes_and_pins_leave_the_tier_sound() -> None:
+    rng, cache = np.random.default_rng(5), make_cache(30)
+    held: list[np.ndarray] = []
+    for _ in range(300):
+        keys = rng.choice(100, rng.integers(0, 12), replace=False).astype(np.uint64)
+        absent = keys[cache.place(keys) < 0]
+        pinned = {int(p) for positions in held for p in positions}
+        places = cache.take(absent)
+        assert len(places) == min(len(absent), 30 - len(pinned))
+        assert not pinned & set(places.tolist())
+        cache.pin(places)
+        held.append(places)
+        if len(held) > 2 or rng.random() < 0.3:
+            cache.unpin(held.pop(0))
+        assert cache.check() == []
