@@ -1,4 +1,4 @@
-"""Messages that nobody would send: each is refused with a status that says so, or does what it says.
+"""Messages that nobody would send: each is refused with a status that says so, or does as it says.
 
 Good messages of every method are changed at random, bytes and fields, and given to the methods
 themselves; gRPC would only carry them. A refused one leaves the rows as they were.
@@ -41,7 +41,7 @@ FLOATS = (0.0, -0.0, 1.0, -1.0, 1e-320, 1e39, 1e308, -1e308, np.inf, -np.inf, np
 TEXTS = ("", "ads", "users", "none", "..", "\0", "x" * 5000, "\U0001f600", "stats", "state", "[")
 
 
-class Aborted(Exception):
+class AbortedError(Exception):
     """What `abort` raises."""
 
 
@@ -65,7 +65,7 @@ class Call:
 
     def abort(self, code: grpc.StatusCode, details: str) -> None:
         self.code, self.details = code.name, details
-        raise Aborted
+        raise AbortedError
 
     def end(self) -> None:
         for ended in self._ended:
@@ -123,7 +123,7 @@ class Fuzzer:
         details.method = f"/{SERVICE.full_name}/{method}"
         try:
             self._service.service(details).unary_unary(data, call)
-        except Aborted:
+        except AbortedError:
             pass
         finally:
             call.end()
