@@ -36,7 +36,7 @@ class Shelf(Tables):
         self.peeked: list[int] = []
         self.asked: Mapping[str, Asked] = {}
 
-    def stage_asked(self, asked: Mapping[str, Asked]) -> WorkingSet:
+    def stage_asked(self, asked: Mapping[str, Asked], *, ahead: int = 0) -> WorkingSet:
         self.asked = asked
         parts = {}
         for name, one in asked.items():
@@ -154,7 +154,7 @@ def test_nothing_of_it_may_be_left_out(name: str) -> None:
 
 
 def test_what_a_store_says_of_itself_where_it_is_alone(shelf: Shelf) -> None:
-    assert (shelf.rank, shelf.world, shelf.staleness, shelf.ahead) == (0, 1, None, 0)
+    assert (shelf.rank, shelf.world, shelf.staleness) == (0, 1, None)
     assert shelf.crowded is False
     assert list(shelf.tables) == ["ads", "users"]
 
@@ -197,14 +197,14 @@ def test_what_was_released_is_unpinned_by_ticks(shelf: Shelf) -> None:
 def test_the_end_of_a_loop_unpins_but_not_in_a_store_that_is_closed_or_stopped() -> None:
     for ending in (None, "closed", "stopped"):
         with Shelf() as shelf:
-            shelf.prefetching, shelf.ahead = True, 3
+            shelf.prefetching = True
             shelf.stage({"ads": [np.array([4], np.uint64)]}).hold().drop()
             if ending == "closed":
                 shelf.close()
             if ending == "stopped":
                 shelf.planner.failure = RuntimeError("half a change")
             shelf.end_prefetch()
-            assert (shelf.prefetching, shelf.ahead) == (False, 0)
+            assert not shelf.prefetching
             assert shelf.stacks["ads"].pinned == ([] if ending is None else [4])
             assert shelf.coming.ended == (ending is None)
             if ending:

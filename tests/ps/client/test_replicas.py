@@ -143,7 +143,7 @@ def test_ages_are_counted_by_steps_behind_and_the_last_is_so_many_or_more() -> N
     replicas.observe(positions, 5)
     replicas.observe(positions[:1], 1000)
     replicas.observe(positions[:1], 1)  # newer than was asked for
-    assert replicas.staleness() == {"0": 2, "2": 2, "64": 1}
+    assert replicas.report()["staleness"] == {"0": 2, "2": 2, "64": 1}
 
 
 def test_a_table_of_few_rows_takes_no_more_memory_than_those() -> None:

@@ -175,7 +175,7 @@ def test_rows_are_resident_a_quarter_of_the_cache_at_once(tmp_path: Path) -> Non
     with ps.open(tmp_path, [ADS, USERS], ram="1600KiB", threads=1) as store:
         top = store.stacks["ads"].top
         keys, seen = np.arange(2 * top.limit, dtype=np.uint64), 0
-        for piece, positions, _ in resident(store, "ads", keys):
+        for piece, positions in resident(store, "ads", keys):
             assert len(positions) == top.pinned <= top.limit // 4 + 1
             assert np.array_equal(top.keys_at(positions), keys[piece])
             seen += len(positions)
