@@ -18,22 +18,18 @@ pinned may work in its row, set its step and mark it dirty meanwhile.
 
 from __future__ import annotations
 
-from typing import Any
-
-import numba as nb
 import numpy as np
 from numpy.typing import NDArray
 
-from storage.array import Region, RowArray
+from storage.array import RowArray
 from storage.due import PINNED, Dues
 from storage.index import SLOT_BYTES, PositionIndex, slots_for
+from storage.marks import MARK_BYTES, Marks
 from storage.policy import Policy, layout_of, make_policy
 from storage.rows import Counts, Keys, Positions, Rows
 from storage.stats import TierStats
 from storage.vacancies import Vacancies
 
-# Beside row, index and policy a position costs its key, step, pins and dirty mark.
-_MARK_BYTES = 8 + 4 + 2 + 1
 _MOVE = 4096
 _REHASH = 0.8
 
@@ -41,20 +37,8 @@ _REHASH = 0.8
 def overhead_bytes(capacity: int, policy: str = "lru") -> int:
     """Host bytes that ``capacity`` positions cost beside their rows."""
     layout = layout_of(policy, capacity)
-    per_position = _MARK_BYTES + layout.bytes_per_position
+    per_position = MARK_BYTES + layout.bytes_per_position
     return capacity * per_position + slots_for(capacity) * SLOT_BYTES + layout.fixed_bytes
-
-
-@nb.njit(nogil=True, cache=True)
-def _find_dirty(dirty: Any, start: Any, out: Any) -> Any:
-    found = 0
-    for position in range(start, dirty.shape[0]):
-        if found == out.shape[0]:
-            break
-        if dirty[position]:
-            out[found] = position
-            found += 1
-    return found
 
 
 class CacheTier:
@@ -79,9 +63,10 @@ class CacheTier:
         self.array = array
         self.limit, self.lent = capacity, 0
         self.stats = TierStats()
-        kinds = (np.uint32, np.uint8, np.uint16, np.uint64)
-        self._marks = [Region(capacity, kind) for kind in kinds]
-        self.steps, self.dirty, self._pins, self._keys = (mark.array for mark in self._marks)
+        self._marks = marks = Marks(capacity)
+        self.steps, self.dirty, self._pins, self._keys = (
+            marks.steps, marks.dirty, marks.pins, marks.keys,
+        )  # fmt: skip
         self._pinned = 0
         self.dues = Dues(self._pins)
         self._index = PositionIndex(self._keys)
@@ -96,13 +81,13 @@ class CacheTier:
     @property
     def overhead_bytes(self) -> int:
         """Host bytes held beside the rows themselves."""
-        per_position = _MARK_BYTES + self._layout.bytes_per_position
+        per_position = MARK_BYTES + self._layout.bytes_per_position
         return self.limit * per_position + self._index.slots.nbytes + self._layout.fixed_bytes
 
     @property
     def bytes_per_position(self) -> int:
         """Bytes that one position less gives back at once: row, marks and policy, not the index."""
-        return self.array.bytes_per_position + _MARK_BYTES + self._layout.bytes_per_position
+        return self.array.bytes_per_position + MARK_BYTES + self._layout.bytes_per_position
 
     @property
     def room(self) -> int:
@@ -260,8 +245,7 @@ class CacheTier:
     def dirty_positions(self, start: int, count: int) -> Positions:
         """(n,) int64 copy of the first ``count`` positions from ``start`` on, ascending, whose row
         the tier below does not hold."""
-        out = np.empty(min(count, self._fresh), np.int64)
-        return out[: _find_dirty(self.dirty[: self._fresh], start, out)]
+        return self._marks.dirty_positions(start, self._fresh, count)
 
     def occupied(self) -> Positions:
         """(n,) int64 copy of the positions that hold a row, ascending."""
@@ -293,8 +277,7 @@ class CacheTier:
         self._refree(held)
         self.limit = limit
         self.array.release(limit)
-        for region in self._marks:
-            region.release(limit)
+        self._marks.release(limit)
         self.dues.release(limit)
         self.policy.resize(limit)
         indexed = limit + self.lent
