@@ -38,7 +38,8 @@ from ps.server.meeting import Meetings
 from ps.server.owner import Owner
 from ps.server.parcel import Parcel
 from ps.server.redo import Redo
-from ps.server.sessions import Session, Sessions
+from ps.server.session import Session
+from ps.server.sessions import Sessions
 from ps.settings import Settings
 from ps.state import pack_state, unpack_state
 from ps.store import Store

@@ -21,7 +21,7 @@ from ps.server.change import KINDS, record_of
 from ps.server.flight import Flight
 from ps.server.health import Health, State
 from ps.server.metrics import Metrics
-from ps.server.sessions import Session
+from ps.server.session import Session
 from ps.shard import Shard
 from ps.table import Table, table_from
 from ps.wire import terrace_pb2 as wire

@@ -18,17 +18,14 @@ Threads: any; one condition guards all. Every wait has a deadline.
 from __future__ import annotations
 
 import json
-import re
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Mapping
 
+from ps.server.session import FENCE, Session, check_name, describe, fenced_out, read_sessions
 from ps.wire.status import ReopenError
 from storage.errors import (
     CorruptError,
-    FencedError,
     OverloadedError,
     RefusedError,
     UnavailableError,
@@ -37,43 +34,7 @@ from storage.errors import (
 MOST_CLIENTS = 4096
 """Known at once; bounds what a flood of names can take."""
 
-_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _RESULTS = 64
-_SAVED = (
-    "client", "incarnation", "token", "rank", "world", "applied", "clock", "closed", "fenced"
-)  # fmt: skip
-_FENCE = ("client", "incarnation", "token", "rank", "world", "fenced")
-
-
-@dataclass(slots=True)
-class Session:
-    """One client. rank, world: among the workers of its job. applied, durable: highest sequences.
-
-    closed: it ended; nobody waits for it. fenced: its incarnation is shut out. opened: since the
-    shard was started. awaited: the sequence it had come to before. skipped: rows that the last
-    changes left out, by sequence, for the answer to one that is repeated.
-    """
-
-    client: str
-    incarnation: int
-    token: int
-    rank: int = 0
-    world: int = 1
-    applied: int = 0
-    clock: int = 0
-    closed: bool = False
-    fenced: bool = False
-    durable: int = 0
-    opened: bool = False
-    awaited: int = 0
-    skipped: dict[int, int] = field(default_factory=dict)
-
-    @property
-    def job(self) -> str:
-        """What the workers of one job have in common: the name without its last part, if it has
-        parts.
-        """
-        return self.client.rpartition("-")[0] or self.client
 
 
 class Sessions:
@@ -101,12 +62,12 @@ class Sessions:
         self._recover_by = time.monotonic() + replay_seconds
         self._draining = False
         self._waiting, self._most_waiting = 0, most_waiting
-        for entry in _read(saved):
+        for entry in read_sessions(saved):
             session = Session(**entry, durable=entry["applied"])
             self._clients[session.client] = session
         # Incarnations that were shut out after that cut: the redo log may have changes of theirs.
         self._older: dict[tuple[str, int], Session] = {}
-        for entry in _read(fences, _FENCE):
+        for entry in read_sessions(fences, FENCE):
             known = self._clients.get(entry["client"])
             if known is None or known.incarnation < entry["incarnation"]:
                 if known is not None:
@@ -119,7 +80,7 @@ class Sessions:
 
     def known(self, client: str) -> int:
         """The highest incarnation known of a client, 0 for none. Raises: RefusedError."""
-        _check_name(client)
+        check_name(client)
         with self._condition:
             session = self._clients.get(client)
             return session.incarnation if session else 0
@@ -128,7 +89,7 @@ class Sessions:
         self, client: str, incarnation: int, token: int, *, rank: int, world: int, awaited: int
     ) -> Session:
         """Let a process in, or in again: its session. Raises: FencedError; RefusedError."""
-        _check_name(client)
+        check_name(client)
         if not 0 <= rank < world <= MOST_CLIENTS:
             raise RefusedError(f"open: expected a rank from 0 to world - 1, got {rank} of {world}")
         with self._condition:
@@ -136,7 +97,7 @@ class Sessions:
             if session is None or incarnation > session.incarnation:
                 session = self._enter(client, incarnation, token)
             elif incarnation < session.incarnation or token != session.token or session.fenced:
-                raise _fenced(session, incarnation)
+                raise fenced_out(session, incarnation)
             elif self._replays and not session.opened:
                 # Later on nothing is lost: what is not applied is under way.
                 session.awaited = awaited
@@ -156,10 +117,10 @@ class Sessions:
         with self._condition:
             session = self._clients.get(client)
             if session is None or incarnation > session.incarnation:
-                _check_name(client)
+                check_name(client)
                 raise ReopenError(f"client {client!r} has no open session {incarnation} here")
             if incarnation < session.incarnation or session.fenced:
-                raise _fenced(session, incarnation)
+                raise fenced_out(session, incarnation)
             if not session.opened:
                 raise ReopenError(f"client {client!r} has not been here since the shard started")
             return session
@@ -304,7 +265,7 @@ class Sessions:
     def save(self) -> tuple[bytes, dict[tuple[str, int], int]]:
         """What to put into a cut; and what to tell `saved` when it is made. Between changes."""
         with self._condition:
-            kept = [_entry(session) for session in self._clients.values()]
+            kept = [describe(session) for session in self._clients.values()]
             marks = {(s.client, s.incarnation): s.applied for s in self._clients.values()}
             return json.dumps(kept).encode(), marks
 
@@ -317,7 +278,7 @@ class Sessions:
         """Who may come and who may not, to be saved at once."""
         with self._condition:
             sessions = self._clients.values()
-            return json.dumps([_entry(session, _FENCE) for session in sessions]).encode()
+            return json.dumps([describe(session, FENCE) for session in sessions]).encode()
 
     def saved(self, marks: Mapping[tuple[str, int], int]) -> None:
         """A cut with what `save` gave is durable."""
@@ -373,7 +334,7 @@ class Sessions:
 
     def _ensure_in(self, session: Session) -> None:
         if self._is_out(session):
-            raise _fenced(self._clients[session.client], session.incarnation)
+            raise fenced_out(self._clients[session.client], session.incarnation)
 
     def _wait(
         self,
@@ -402,34 +363,3 @@ class Sessions:
             raise UnavailableError("the shard is being stopped")
         if not quiet and not ready():
             raise UnavailableError(what())
-
-
-def _entry(session: Session, names: Sequence[str] = _SAVED) -> dict[str, Any]:
-    return {name: getattr(session, name) for name in names}
-
-
-def _read(saved: bytes | None, names: Sequence[str] = _SAVED) -> list[dict[str, Any]]:
-    if saved is None:
-        return []
-    try:
-        entries = json.loads(saved)
-        return [{name: entry[name] for name in names} for entry in entries]
-    except (ValueError, KeyError, TypeError) as error:
-        raise CorruptError(
-            f"sessions: expected what a cut saved, got something that cannot be read ({error}); "
-            f"restore a backup"
-        ) from error
-
-
-def _check_name(client: str) -> None:
-    if not _NAME.fullmatch(client):
-        raise RefusedError(f"client: expected 1 to 64 of A-Z a-z 0-9 _ . -, got {client[:80]!r}")
-
-
-def _fenced(session: Session, incarnation: int) -> FencedError:
-    newer = "" if session.incarnation == incarnation else f" is {session.incarnation}, this one"
-    return FencedError(
-        f"client {session.client!r}: expected the newest process of it, which{newer} "
-        f"{incarnation} is not: another one took its place, or it did not repeat its changes in "
-        f"time; start the worker anew"
-    )

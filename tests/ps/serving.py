@@ -23,7 +23,7 @@ from ps.server.change import KINDS, record_of
 from ps.server.endpoint import Endpoint
 from ps.server.health import Health, State
 from ps.server.metrics import Metrics
-from ps.server.sessions import Session
+from ps.server.session import Session
 from ps.settings import Settings
 from ps.shard import Place, Shard
 from ps.store import Store

@@ -15,7 +15,8 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from ps.server.sessions import MOST_CLIENTS, Session, Sessions
+from ps.server.session import Session
+from ps.server.sessions import MOST_CLIENTS, Sessions
 from ps.wire.status import ReopenError
 from storage.errors import CorruptError, FencedError, RefusedError, UnavailableError
 from tests.ps.server.waiting import Waiting
