@@ -53,6 +53,7 @@ def serve(
     """Serve one shard of the tables to workers."""
     from deploy.report import write_json
     from ps.server.health import Health, State
+    from ps.server.heap import keep_memory
     from ps.server.metrics import Metrics
     from ps.server.security import check_address
 
@@ -67,6 +68,7 @@ def serve(
             undo.callback(plain.close)
         budget = _parse(ram)
         wire = min(_MOST_WIRE, budget // _WIRE_SHARE)
+        keep_memory(wire)
         settings = _settings(
             ram=budget - wire, disk=disk, durability=durability, interval_seconds=interval,
             policy=policy, threads=threads,

@@ -57,6 +57,7 @@ from storage.rows import Floats, Keys
 
 _OPEN_SECONDS = 600.0
 T = TypeVar("T")
+Room = Callable[[int], Floats]
 _MOST_STEP = 2**63
 
 
@@ -208,17 +209,32 @@ class Shard:
     # -- rows -----------------------------------------------------------------------------------
 
     def pull(
-        self, session: Session, table: str, keys: Keys, *, least: int, whole: bool, deadline: float
+        self,
+        session: Session,
+        table: str,
+        keys: Keys,
+        *,
+        least: int,
+        whole: bool,
+        deadline: float,
+        room: Room | None = None,
     ) -> Answer:
         """Rows with all changes of the first ``least`` steps of every worker.
 
-        keys: (U,) uint64, unique, of this shard. Raises: UnavailableError, naming who is behind.
+        keys: (U,) uint64, unique, of this shard. room: from the clock of the answer, where
+        embeddings are to be written, (U, D) float32; None for an array of their own. Raises:
+        UnavailableError, naming who is behind.
         """
         self._wait_recovered(deadline)
         self.sessions.wait_clock(session, least, deadline)
         size = keys.nbytes + 4 * len(keys) * self.store.tables[table].width
-        read = self._hand_out if whole else self._gather
-        return self.owner.run(lambda: read(session, table, keys), size=size, deadline=deadline)
+
+        def read() -> Answer:
+            if whole:
+                return self._hand_out(session, table, keys)
+            return self._gather(session, table, keys, room)
+
+        return self.owner.run(read, size=size, deadline=deadline)
 
     def peek(self, table: str, keys: Keys, *, deadline: float) -> Answer:
         """Embeddings as they are now; nothing is inserted, counted or moved."""
@@ -443,13 +459,14 @@ class Shard:
             self._failure = error
             raise
 
-    def _gather(self, session: Session, table: str, keys: Keys) -> Answer:
+    def _gather(self, session: Session, table: str, keys: Keys, room: Room | None) -> Answer:
         store = self.store
         stack = store.stacks[table]
-        values = np.empty((len(keys), stack.table.dim), np.float32)
         array, seen = stack.top.array, stack.top.stats
         assert isinstance(array, FloatArray)
         clock, before = self.sessions.least_clock(session), seen.key_hits
+        shape = (len(keys), stack.table.dim)
+        values = np.empty(shape, np.float32) if room is None else room(clock)
         for piece, positions in resident(store, table, keys):
             array.embeddings_at(positions, values[piece])
         self.pulled_keys += len(keys)

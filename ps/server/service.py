@@ -25,7 +25,7 @@ from ps.server.session import Session
 from ps.shard import Shard
 from ps.table import Table, table_from
 from ps.wire import terrace_pb2 as wire
-from ps.wire.frame import Frame, unpacker
+from ps.wire.frame import Frame, reserve, unpacker
 from ps.wire.status import status_of
 from storage.errors import (
     DiskFullError,
@@ -35,6 +35,7 @@ from storage.errors import (
     ShardError,
     TerraceError,
 )
+from storage.rows import Floats, Keys
 
 WIRE_VERSION = 1
 """Of protos/ps/wire/terrace.proto."""
@@ -149,24 +150,38 @@ class Service(grpc.GenericRpcHandler):  # type: ignore[misc]
                 f"{size}; cut the working set into pieces"
             )
         self._hold(size, context)
-        deadline = _deadline(context)
-        if told.peek:
-            answer = shard.peek(told.table, keys, deadline=deadline)
-        else:
-            answer = shard.pull(
-                session, told.table, keys, least=told.least_clock, whole=told.whole,
-                deadline=deadline,
-            )  # fmt: skip
-            self._metrics.observed(max(0, told.own_clock - answer.clock))
-        reply = wire.PullReply(
-            clock=answer.clock, rows=told.rows, width=answer.values.shape[1], boot=shard.boot
-        )
-        if told.whole and not told.peek:
-            reply.steps = answer.steps.astype("<u4").tobytes()
-            reply.missing = answer.missing.astype(np.uint8).tobytes()
+        reply = self._read(told, session, keys, _deadline(context))
         seconds = time.perf_counter() - began
-        self._metrics.pulled(seconds, rows=told.rows, size=answer.values.nbytes)
+        self._metrics.pulled(seconds, rows=told.rows, size=size)
+        return reply
+
+    def _read(self, told: Any, session: Session, keys: Keys, deadline: float) -> Frame[Any]:
+        """The answer to a pull. Embeddings are written where they will be sent from."""
+        shard = self._shard
+        if told.peek:
+            values = shard.peek(told.table, keys, deadline=deadline).values
+            return Frame(self._pulled(told, 0, values.shape[1]), values)
+        dim = shard.store.tables[told.table].dim
+        frames: list[Frame[Any]] = []
+
+        def room(clock: int) -> Floats:
+            frames.append(reserve(self._pulled(told, clock, dim), np.float32, told.rows, dim))
+            return np.asarray(frames[0].array)
+
+        answer = shard.pull(
+            session, told.table, keys, least=told.least_clock, whole=told.whole,
+            deadline=deadline, room=room,
+        )  # fmt: skip
+        self._metrics.observed(max(0, told.own_clock - answer.clock))
+        if frames:
+            return frames[0]
+        reply = self._pulled(told, answer.clock, answer.values.shape[1])
+        reply.steps = answer.steps.astype("<u4").tobytes()
+        reply.missing = answer.missing.astype(np.uint8).tobytes()
         return Frame(reply, answer.values)
+
+    def _pulled(self, told: Any, clock: int, width: int) -> Any:
+        return wire.PullReply(clock=clock, rows=told.rows, width=width, boot=self._shard.boot)
 
     def _push(self, frame: Frame[Any], context: grpc.ServicerContext) -> Frame[Any]:
         began = time.perf_counter()
