@@ -2,8 +2,8 @@
 
 A message of 4 MiB is more than glibc keeps: each time it takes pages from the system and gives them
 back, and each page costs a fault. A shard that was pushed 40,000 rows x 64 made 3,411 faults and
-took 17.4 ms of wall time; with this it makes none and takes 11.8 (pulls: 9.6 and 7.5 ms; a bare call
-takes 4.4). For a process that serves, at its start; not for a user's own.
+took 17.4 ms of wall time; with this it makes none and takes 11.8 (pulls: 9.6 and 7.5 ms; a bare
+call takes 4.4). For a process that serves, at its start; not for a user's own.
 """
 
 from __future__ import annotations
