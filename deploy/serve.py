@@ -29,6 +29,7 @@ EXAMPLE = "Example: terrace serve --shard 0/2 --dir run/ps-0 --listen 127.0.0.1:
 
 _WIRE_SHARE, _MOST_WIRE = 4, 256 << 20
 _LOOK_SECONDS = 0.5
+_MOST_SECONDS, _HIGHEST_PORT = 86_400, 65_535
 
 
 def serve(
@@ -57,6 +58,8 @@ def serve(
     from ps.server.metrics import Metrics
     from ps.server.security import check_address
 
+    _check_seconds("--drain-seconds", drain_seconds)
+    _check_seconds("--replay-seconds", replay_seconds)
     place, files = _place(shard), _files(tls)
     token = token or (files.token if files else None)
     check_address(listen, secure=files is not None and bool(files.client_ca or token))
@@ -108,6 +111,7 @@ def serve(
     if failure is not None:
         from storage.errors import StoreError
 
+        write_json(json, report | {"state": "failed"})
         raise StoreError(f"{directory}: the shard stopped after an error ({failure})")
     write_json(json, report | {"state": "stopped"})
     return 0
@@ -151,6 +155,13 @@ def _place(text: str) -> Any:
     return Place(int(shard), int(shards))
 
 
+def _check_seconds(option: str, seconds: float) -> None:
+    from storage.errors import ConfigError
+
+    if not 0 <= seconds <= _MOST_SECONDS:
+        raise ConfigError(f"{option}: expected 0 to {_MOST_SECONDS} seconds, got {seconds}")
+
+
 def _parse(size: str) -> int:
     from storage.budget import parse_size
 
@@ -185,6 +196,9 @@ def _plain(figures: Metrics, state: Health, metrics: str | None, health: int | N
     host, _, port = (metrics or "127.0.0.1:0").rpartition(":")
     if not port.isdecimal():
         raise ConfigError(f"--metrics: expected HOST:PORT, got {metrics!r}")
+    if health is not None and not 0 <= health <= _HIGHEST_PORT:
+        # gRPC would take what is left of it modulo 65,536.
+        raise ConfigError(f"--health-port: expected 0 to {_HIGHEST_PORT}, got {health}")
     return PlainPort(figures, state, host.strip("[]"), int(port), grpc_port=health)
 
 

@@ -38,7 +38,8 @@ TABLES = (ADS, USERS)
 ALONE = Place(0, 1)
 RAM, SECONDS = 4 << 20, 20.0
 SERVICE = wire.DESCRIPTOR.services_by_name["Shard"]
-NO_KEYS = np.zeros(0, np.uint64)
+KEYS = np.arange(10, 20, dtype=np.uint64)
+ROOT = Path(__file__).resolve().parents[2]
 _INPUTS = {method.name: getattr(wire, method.input_type.name) for method in SERVICE.methods}
 _OUTPUTS = {method.name: getattr(wire, method.output_type.name) for method in SERVICE.methods}
 
