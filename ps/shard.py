@@ -24,6 +24,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -285,8 +286,10 @@ class Shard:
     ) -> None:
         """A piece of the tensors of a checkpoint's state. Raises: RefusedError out of order."""
         _check_step(step)
-        if step not in self.store.checkpoints[-1:]:
-            self._parcel.take((session.client, session.incarnation, step), offset, size, piece)
+        key = (session.client, session.incarnation, step)
+        if offset and step in self.store.checkpoints[-1:] and not self._parcel.is_of(key):
+            return  # the last piece again: the checkpoint is made
+        self._parcel.take(key, offset, size, piece)
 
     def prepare(
         self, session: Session, step: int, *, tree: str, size: int, marker: bool, committed: int
@@ -302,6 +305,7 @@ class Shard:
 
         def make() -> None:
             if step in store.checkpoints[-1:] and step != committed:
+                self._parcel.clear()
                 return
             state = _unpack(tree, self._parcel.whole(key, size)) if tree else {}
             if not marker:
@@ -467,8 +471,9 @@ class Shard:
         clock, before = self.sessions.least_clock(session), seen.key_hits
         shape = (len(keys), stack.table.dim)
         values = np.empty(shape, np.float32) if room is None else room(clock)
-        for piece, positions in resident(store, table, keys):
-            array.embeddings_at(positions, values[piece])
+        with closing(resident(store, table, keys)) as pieces:
+            for piece, positions in pieces:
+                array.embeddings_at(positions, values[piece])
         self.pulled_keys += len(keys)
         self.pulled_hits += seen.key_hits - before
         return Answer(clock, values)

@@ -10,7 +10,8 @@ Threads: reading is pure and releases the GIL in its loops; `apply` is the owner
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -116,10 +117,13 @@ class Push(Change):
         rule = {"lr": self.lr, "step": self.step, "scale": self.scale}
         begun = False
         try:
-            for piece, positions in resident(store, self.table, self.keys):
-                begun = True
-                args = (positions, self.gradients[piece], self.uses[piece], store.pool)
-                skipped += apply_condensed(stack, *args, **rule)  # type: ignore[arg-type]
+            # Closed at once whatever comes: it may have the planner's lock, and what keeps an error
+            # would keep it too.
+            with closing(resident(store, self.table, self.keys)) as pieces:
+                for piece, positions in pieces:
+                    begun = True
+                    args = (positions, self.gradients[piece], self.uses[piece], store.pool)
+                    skipped += apply_condensed(stack, *args, **rule)  # type: ignore[arg-type]
         except TerraceError as error:
             if begun:
                 raise _halved(error) from error
@@ -170,8 +174,12 @@ class Delete(Change):
         return 0
 
 
-def resident(store: Store, table: str, keys: Keys) -> Iterator[tuple[slice, Positions]]:
+def resident(
+    store: Store, table: str, keys: Keys
+) -> Generator[tuple[slice, Positions], None, None]:
     """Rows that stay where they are until the next is asked for: which of the keys, and positions.
+
+    To be closed by the thread that began it, if it does not go on to the end.
 
     All at once where all are in the cache, under the planner's lock; else as many as a quarter of
     the cache, pinned.
@@ -194,8 +202,10 @@ def resident(store: Store, table: str, keys: Keys) -> Iterator[tuple[slice, Posi
         start, some = piece.stop, keys[piece]
         working_set = store.stage_asked({table: Asked(some, np.ones(len(some), np.int32), ())})
         hold = working_set.hold()
-        yield piece, working_set.parts[table].positions
-        hold.drop()
+        try:
+            yield piece, working_set.parts[table].positions
+        finally:
+            hold.drop()
         store.settle()
 
 

@@ -25,6 +25,11 @@ class Parcel:
         self._key: Hashable = None
         self._data = bytearray()
 
+    def is_of(self, key: Hashable) -> bool:
+        """Whether pieces of this have come."""
+        with self._lock:
+            return key == self._key
+
     def take(self, key: Hashable, offset: int, size: int, piece: bytes) -> None:
         """A piece of ``size`` bytes in all. key: whose it is. Raises: RefusedError out of order."""
         if size > MOST_BYTES:

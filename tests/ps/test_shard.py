@@ -520,6 +520,30 @@ def test_a_change_that_is_cut_in_two_stops_the_store(tmp_path: Path) -> None:
         assert shard.digest() == expected_digest(tmp_path / "oracle", [some])
 
 
+def test_an_error_while_rows_change_or_are_read_does_not_keep_the_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever keeps the error keeps what it came through; the shard still ends at once."""
+    kept: list[BaseException] = []
+
+    def fail(*args: Any, **more: Any) -> int:
+        raise MemoryError
+
+    with shard_at(tmp_path / "shard") as shard:
+        session, keys = enter(shard), gradients(0).keys
+        push(shard, session, 1, gradients(0))
+        monkeypatch.setattr("storage.array.FloatArray.embeddings_at", fail)
+        with pytest.raises(MemoryError) as caught:
+            pull(shard, session, "ads", keys)
+        kept.append(caught.value)
+        assert shard.store.check() == []  # from another thread than the owner's
+        monkeypatch.setattr("ps.server.change.apply_condensed", fail)
+        with pytest.raises(MemoryError) as caught:
+            push(shard, session, 2, gradients(0))
+        kept.append(caught.value)
+        assert shard.failure is caught.value
+
+
 def test_what_fails_before_anything_changed_stops_nothing(tmp_path: Path) -> None:
     with shard_at(tmp_path / "shard", "interval") as shard:
         session = enter(shard)
@@ -651,10 +675,10 @@ def test_rewinding_goes_back_and_keeps_who_came_how_far(tmp_path: Path) -> None:
 
 
 def test_state_of_a_checkpoint_is_that_of_its_newest(tmp_path: Path) -> None:
-    def prepare(shard: Any, session: Any, word: str) -> None:
+    def prepare(shard: Any, session: Any, word: str, committed: int = 4) -> None:
         tree, tensors = pack_state({"word": word, "t": np.arange(3)})
         shard.take_state(session, 5, offset=0, size=len(tensors), piece=tensors)
-        shard.prepare(session, 5, tree=tree, size=len(tensors), marker=True, committed=4)
+        shard.prepare(session, 5, tree=tree, size=len(tensors), marker=True, committed=committed)
 
     with shard_at(tmp_path / "shard") as shard:
         session = enter(shard)
@@ -666,6 +690,9 @@ def test_state_of_a_checkpoint_is_that_of_its_newest(tmp_path: Path) -> None:
             shard.state(5)
         prepare(shard, session, "two")
         assert unpack_state(*shard.state(5))["word"] == "two"
+        # It counts, and a client wants it again: what has changed since is saved.
+        prepare(shard, session, "three", committed=5)
+        assert unpack_state(*shard.state(5))["word"] == "three"
 
 
 def test_a_checkpoint_that_cannot_be_meant_is_refused(tmp_path: Path) -> None:

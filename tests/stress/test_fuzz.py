@@ -229,17 +229,29 @@ class Fuzzer:
             setattr(message, field.name, value % most)
 
 
+MESSAGES = 20_000
+
+
 @pytest.mark.parametrize(
-    "count", [20_000, pytest.param(1_000_000, marks=pytest.mark.stress)], ids=["some", "many"]
+    "rounds", [1, pytest.param(50, marks=pytest.mark.stress)], ids=["some", "many"]
 )
-def test_changed_messages_are_refused_or_meant(tmp_path: Path, count: int) -> None:
+def test_changed_messages_are_refused_or_meant(tmp_path: Path, rounds: int) -> None:
+    """A round has a shard of its own: names of clients that were made up stay known to it."""
+    process, then = psutil.Process(), 0
+    for number in range(rounds):
+        fuzz(tmp_path / str(number), seed=number)
+        then = then or process.memory_info().rss
+    assert process.memory_info().rss - then < MOST_GROWTH
+
+
+def fuzz(path: Path, seed: int) -> None:
     process = psutil.Process()
-    with shard_at(tmp_path / "shard", ram=12 << 20, disk=256 << 20) as shard:
-        fuzzer = Fuzzer(shard, count)
-        for _ in range(count // 4):
+    with shard_at(path, ram=12 << 20, disk=256 << 20) as shard:
+        fuzzer = Fuzzer(shard, seed)
+        for _ in range(MESSAGES // 4):
             fuzzer.step()
         then = process.memory_info().rss
-        for _ in range(count - count // 4):
+        for _ in range(MESSAGES - MESSAGES // 4):
             fuzzer.step()
         assert process.memory_info().rss - then < MOST_GROWTH
         assert fuzzer.flight.held == 0

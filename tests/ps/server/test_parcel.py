@@ -23,6 +23,8 @@ def fill(parcel: Parcel, data: bytes = DATA, key: object = "a") -> None:
 def test_pieces_in_order_are_the_whole() -> None:
     parcel = Parcel()
     fill(parcel)
+    assert parcel.is_of("a")
+    assert not parcel.is_of("b")
     assert parcel.whole("a", 1000) == DATA
     assert parcel.whole("a", 1000) == DATA  # until it is cleared
     parcel.clear()
