@@ -330,7 +330,6 @@ class Shard:
 
         def back() -> None:
             self._ensure_checkpoint(step)
-            self._state = {}
             # First, so that the cut which makes the checkpoint the last one has them so.
             self.sessions.reset_clocks()
             store.resume(step)

@@ -24,6 +24,7 @@ from storage.errors import (
     RefusedError,
     StoreError,
     UnavailableError,
+    WorkingSetError,
 )
 from tests.ps.serving import (
     ADS,
@@ -745,6 +746,28 @@ def test_a_full_store_refuses_changes_reads_on_and_recovers(
         kill(shard)
     with shard_at(tmp_path / "shard", durability, **sizes) as shard:
         assert shard.check() == []
+
+
+@pytest.mark.parametrize("durability", ["strict", "interval"])
+def test_an_index_that_fills_the_ram_refuses_before_anything_changed(
+    tmp_path: Path, durability: str
+) -> None:
+    """A change in pieces is not cut in two, nor logged: the next life would meet it again."""
+    with shard_at(tmp_path / "shard", durability, ram=SMALL) as shard:
+        session, applied = enter(shard), 0
+        with pytest.raises(WorkingSetError):
+            for sequence in range(1, 100):
+                keys = np.arange(MANY * sequence, MANY * (sequence + 1), dtype=np.uint64)
+                push(shard, session, sequence, Gradients("ads", keys, np.ones((MANY, 4), "f4")))
+                applied = sequence
+        assert shard.failure is None
+        assert session.applied == applied > 2
+        digest = shard.digest()
+        pull(shard, session, "ads", np.arange(10, dtype=np.uint64))
+        shard.cut(session, closing=False)
+        kill(shard)
+    with shard_at(tmp_path / "shard", durability, ram=2 * SMALL) as shard:
+        assert shard.digest() == digest
 
 
 def filling(sequence: int) -> Gradients:
