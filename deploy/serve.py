@@ -146,7 +146,7 @@ def _stopping(stop: threading.Event) -> Iterator[None]:
 
 
 def _place(text: str) -> Any:
-    from ps.shard import Place
+    from ps.server.place import Place
     from storage.errors import ConfigError
 
     shard, slash, shards = text.partition("/")

@@ -18,73 +18,42 @@ Threads: any, but for `apply` and its like, which are the owner's. Every wait ha
 
 from __future__ import annotations
 
-import json
 import secrets
 import shutil
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
-from ps.checkpoint import FENCES_FACT, KEPT, PLACE_FACT, REDO_FACT, SESSIONS_FACT
+from ps.checkpoint import FENCES_FACT, KEPT, REDO_FACT, SESSIONS_FACT
 from ps.directory import check_same, is_store
 from ps.partition import Partition
-from ps.server.change import Change, Owned, read_record, resident
+from ps.server.answer import Answer, Room, gather, hand_out
+from ps.server.change import Change, Owned
 from ps.server.meeting import Meetings
+from ps.server.milestones import Milestones
+from ps.server.opening import open_shard
 from ps.server.owner import Owner
-from ps.server.parcel import Parcel
+from ps.server.place import Place
 from ps.server.redo import Redo
 from ps.server.session import Session
 from ps.server.sessions import Sessions
 from ps.settings import Settings
-from ps.state import pack_state, unpack_state
 from ps.store import Store
 from ps.table import Table
-from storage.array import FloatArray
 from storage.errors import (
-    ConfigError,
-    CorruptError,
     DiskFullError,
-    MismatchError,
     RefusedError,
     StoreError,
 )
-from storage.rows import Floats, Keys
+from storage.rows import Keys
 
 _OPEN_SECONDS = 600.0
 T = TypeVar("T")
-Room = Callable[[int], Floats]
-_MOST_STEP = 2**63
-
-
-@dataclass(frozen=True)
-class Place:
-    """Which shard this is. shard: from 0. shards: how many there are."""
-
-    shard: int
-    shards: int
-
-    def __post_init__(self) -> None:
-        Partition(self.shards)
-        if not 0 <= self.shard < self.shards:
-            raise ConfigError(f"--shard: expected I/N with I from 0 to N - 1, got {self.shard}")
-
-
-@dataclass(frozen=True)
-class Answer:
-    """Rows that were pulled. values: (U, width) float32. clock: see `Sessions`. steps: (U,) uint32
-    and missing: (U,) bool of whole rows, else None.
-    """
-
-    clock: int
-    values: Floats
-    steps: Any = None
-    missing: Any = None
 
 
 class Shard:
@@ -114,7 +83,6 @@ class Shard:
         self.keeps = settings.durability != "checkpoint"
         self.sessions = Sessions(replays=self.keeps, replay_seconds=replay_seconds)
         self.pulled_keys = self.pulled_hits = 0
-        self._checkpointed: float | None = None
         self._fences_due = False
         self._failure: BaseException | None = None
         self._path, self._strict = path, settings.durability == "strict"
@@ -123,8 +91,7 @@ class Shard:
         self._opening = threading.Lock()
         self._redo: Redo | None = None
         self._store: Store | None = None
-        self._state: dict[int, tuple[str, bytes]] = {}
-        self._parcel = Parcel()
+        self.milestones = Milestones(lambda: self.store, lambda: self.sessions, self._own)
         try:
             if is_store(path):
                 self._load(None)
@@ -231,9 +198,13 @@ class Shard:
         size = keys.nbytes + 4 * len(keys) * self.store.tables[table].width
 
         def read() -> Answer:
+            clock = self.sessions.least_clock(session)
             if whole:
-                return self._hand_out(session, table, keys)
-            return self._gather(session, table, keys, room)
+                return hand_out(self.store, table, keys, clock)
+            answer = gather(self.store, table, keys, clock, room)
+            self.pulled_keys += len(keys)
+            self.pulled_hits += answer.hits
+            return answer
 
         return self.owner.run(read, size=size, deadline=deadline)
 
@@ -279,76 +250,6 @@ class Shard:
             self.sessions.close(session)
         self._own(self.store.cut)
 
-    # -- checkpoints ----------------------------------------------------------------------------
-
-    def take_state(
-        self, session: Session, step: int, *, offset: int, size: int, piece: bytes
-    ) -> None:
-        """A piece of the tensors of a checkpoint's state. Raises: RefusedError out of order."""
-        _check_step(step)
-        key = (session.client, session.incarnation, step)
-        if offset and step in self.store.checkpoints[-1:] and not self._parcel.is_of(key):
-            return  # the last piece again: the checkpoint is made
-        self._parcel.take(key, offset, size, piece)
-
-    def prepare(
-        self, session: Session, step: int, *, tree: str, size: int, marker: bool, committed: int
-    ) -> None:
-        """Make a checkpoint. marker: it counts from now on; else once shard 0 has one of its step.
-
-        committed: the newest step that counts, -1 for none; what was prepared after it and never
-        counted is discarded. Done already, it is not done again, unless it counted before.
-        """
-        _check_step(step)
-        store = self.store
-        key = (session.client, session.incarnation, step)
-
-        def make() -> None:
-            if step in store.checkpoints[-1:] and step != committed:
-                self._parcel.clear()
-                return
-            state = _unpack(tree, self._parcel.whole(key, size)) if tree else {}
-            if not marker:
-                store.discard_checkpoints(committed)
-            store.checkpoint(step, state, keep=KEPT if marker else KEPT + 1)
-            self._checkpointed = time.monotonic()
-            # Not before: the last piece may come again while this is done.
-            self._parcel.clear()
-            self._state = {}
-
-        self._own(make)
-
-    def commit(self, step: int) -> None:
-        """The marker of this step is made: of three checkpoints the oldest may go."""
-        store = self.store
-        self._ensure_checkpoint(step)
-        self._own(lambda: store.keep_checkpoints(KEPT))
-
-    def rewind(self, step: int) -> None:
-        """Go back to the checkpoint of this step; who may come and who may not stays as it is."""
-        store = self.store
-
-        def back() -> None:
-            self._ensure_checkpoint(step)
-            # First, so that the cut which makes the checkpoint the last one has them so.
-            self.sessions.reset_clocks()
-            store.resume(step)
-
-        self._own(back)
-
-    def state(self, step: int) -> tuple[str, bytes]:
-        """The caller's state of a checkpoint: JSON and tensors, as `ps.state.pack_state` gives."""
-        self._ensure_checkpoint(step)
-        found = self._state.get(step)
-        if found is None:
-            found = pack_state(self._own(lambda: self.store.state_of(step)))
-            self._state = {step: found}
-        return found
-
-    def _ensure_checkpoint(self, step: int) -> None:
-        if step not in (kept := self.store.checkpoints):
-            raise RefusedError(f"expected the step of a checkpoint, one of {kept}, got step {step}")
-
     # -- figures and the end --------------------------------------------------------------------
 
     def stats(self) -> dict[str, Any]:
@@ -373,8 +274,7 @@ class Shard:
             found |= self._store.stats()
             free = shutil.disk_usage(self._path).free
             found["disk_bytes"] = {**found["disk_bytes"], "free": free}
-            if self._checkpointed is not None:
-                found["checkpoint_age_seconds"] = time.monotonic() - self._checkpointed
+            found["checkpoint_age_seconds"] = self.milestones.age_seconds
         return found
 
     @property
@@ -462,91 +362,27 @@ class Shard:
             self._failure = error
             raise
 
-    def _gather(self, session: Session, table: str, keys: Keys, room: Room | None) -> Answer:
-        store = self.store
-        stack = store.stacks[table]
-        array, seen = stack.top.array, stack.top.stats
-        assert isinstance(array, FloatArray)
-        clock, before = self.sessions.least_clock(session), seen.key_hits
-        shape = (len(keys), stack.table.dim)
-        values = np.empty(shape, np.float32) if room is None else room(clock)
-        with closing(resident(store, table, keys)) as pieces:
-            for piece, positions in pieces:
-                array.embeddings_at(positions, values[piece])
-        self.pulled_keys += len(keys)
-        self.pulled_hits += seen.key_hits - before
-        return Answer(clock, values)
-
-    def _hand_out(self, session: Session, table: str, keys: Keys) -> Answer:
-        rows, missing = self.store.hand_out(table, keys)
-        return Answer(self.sessions.least_clock(session), rows.values, rows.steps, missing)
-
     def _own(self, work: Callable[[], T]) -> T:
         return self.owner.run(work, size=0, deadline=time.monotonic() + _OPEN_SECONDS)
 
     def _load(self, tables: Sequence[Table] | None) -> None:
-        """Open the store, or make it; show the last cut and what the redo log has beyond it."""
-        store = Store(self._path, tables, self._settings)
+        """Open the store, or make it, as it was when the last change was answered."""
+        found = open_shard(
+            self._path, tables, self._settings, self.place,
+            strict=self._strict, replays=self.keeps, replay_seconds=self._replay_seconds,
+        )  # fmt: skip
+        self._store, self.sessions, self._redo = found.store, found.sessions, found.redo
         try:
-            self._ensure_place(store)
-            self.sessions = Sessions(
-                store.fact(SESSIONS_FACT), store.fact(FENCES_FACT),
-                replays=self.keeps, replay_seconds=self._replay_seconds,
-            )  # fmt: skip
-            if self._strict or Redo.found(self._path):
-                self._redo = Redo(self._path, first=int(store.fact(REDO_FACT) or 0))
-            self._store = store
-            if self._redo is not None:
-                self._replay(store, self._redo)
-            store.note(self)
+            found.store.note(self)
             if self.place.shard:
                 # The newest one may be prepared, and no marker name it.
-                store.never_fewer_checkpoints(KEPT)
+                found.store.never_fewer_checkpoints(KEPT)
             if self._redo is not None:
-                store.cut()  # all that was replayed is in it
+                found.store.cut()  # all that was replayed is in it
                 if not self._strict:
                     self._redo.discard()
                     self._redo = None
         except BaseException:
-            self._store = None
-            if self._redo is not None:
-                self._redo.close()
-                self._redo = None
-            store.abandon()
+            self._store = self._redo = None
+            found.abandon()
             raise
-
-    def _replay(self, store: Store, redo: Redo) -> None:
-        """Apply what the last cut lacks, in the order in which it was applied before."""
-        for record in redo.replay():
-            frame, change = read_record(record, self.owned)
-            told = frame.message.session
-            sequence = frame.message.sequence
-            if self.sessions.replay(told.client, told.incarnation, sequence, change.clock):
-                with store.stepping():
-                    change.apply(store)
-
-    def _ensure_place(self, store: Store) -> None:
-        """A folder belongs to one shard of so many. Raises: MismatchError."""
-        mine = json.dumps({"shard": self.place.shard, "shards": self.place.shards})
-        found = store.fact(PLACE_FACT)
-        if found is None:
-            store.commit({PLACE_FACT: mine.encode()})
-        elif json.loads(found) != json.loads(mine):
-            was = json.loads(found)
-            raise MismatchError(
-                f"{self._path}: this folder has shard {was['shard']}/{was['shards']}, expected "
-                f"{self.place.shard}/{self.place.shards}; give it the folder of its own"
-            )
-
-
-def _check_step(step: int) -> None:
-    if step >= _MOST_STEP:
-        raise RefusedError(f"step: expected one below 2**63, got {step}")
-
-
-def _unpack(tree: str, tensors: bytes) -> dict[str, Any]:
-    """The state that a client packed. Raises: RefusedError."""
-    try:
-        return unpack_state(tree, tensors)
-    except CorruptError as error:
-        raise RefusedError(f"prepare: {error}") from error

@@ -235,11 +235,11 @@ class Service(grpc.GenericRpcHandler):  # type: ignore[misc]
     def _prepare(self, frame: Frame[Any], context: grpc.ServicerContext) -> Frame[Any]:
         told, session = frame.message, self._session(frame.message)
         if told.size:
-            self._shard.take_state(
+            self._shard.milestones.take_state(
                 session, told.step, offset=told.offset, size=told.size, piece=bytes(frame.array)
             )
         if told.last:
-            self._shard.prepare(
+            self._shard.milestones.prepare(
                 session, told.step, tree=told.tree, size=told.size, marker=told.marker,
                 committed=told.committed - 1,
             )  # fmt: skip
@@ -247,12 +247,12 @@ class Service(grpc.GenericRpcHandler):  # type: ignore[misc]
 
     def _commit(self, frame: Frame[Any], context: grpc.ServicerContext) -> Frame[Any]:
         self._session(frame.message)
-        self._shard.commit(frame.message.step)
+        self._shard.milestones.commit(frame.message.step)
         return Frame(wire.CheckpointReply(boot=self._shard.boot, step=frame.message.step))
 
     def _rewind(self, frame: Frame[Any], context: grpc.ServicerContext) -> Frame[Any]:
         self._session(frame.message)
-        self._shard.rewind(frame.message.step)
+        self._shard.milestones.rewind(frame.message.step)
         return Frame(wire.CheckpointReply(boot=self._shard.boot, step=frame.message.step))
 
     def _look(self, frame: Frame[Any], context: grpc.ServicerContext) -> Frame[Any]:
@@ -267,7 +267,7 @@ class Service(grpc.GenericRpcHandler):  # type: ignore[misc]
             tables = [table.describe() for table in shard.store.tables.values()]
             return Frame(wire.LookReply(text=json.dumps(tables)))
         if told.what == "state":
-            tree, tensors = shard.state(told.step)
+            tree, tensors = shard.milestones.state(told.step)
             piece = tensors[told.offset : told.offset + _PIECE]
             self._hold(len(piece), context)
             return Frame(wire.LookReply(text=tree, size=len(tensors)), piece)

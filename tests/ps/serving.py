@@ -23,9 +23,10 @@ from ps.server.change import KINDS, record_of
 from ps.server.endpoint import Endpoint
 from ps.server.health import Health, State
 from ps.server.metrics import Metrics
+from ps.server.place import Place
 from ps.server.session import Session
 from ps.settings import Settings
-from ps.shard import Place, Shard
+from ps.shard import Shard
 from ps.store import Store
 from ps.wire import terrace_pb2 as wire
 from ps.wire.frame import Frame, unpacker

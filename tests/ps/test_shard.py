@@ -13,11 +13,8 @@ import numpy as np
 import pytest
 
 import ps
-from ps.shard import Place
-from ps.state import pack_state, unpack_state
 from storage.errors import (
     ClosedError,
-    ConfigError,
     DiskFullError,
     FencedError,
     MismatchError,
@@ -32,7 +29,6 @@ from tests.ps.serving import (
     USERS,
     Gradients,
     apply,
-    belonging,
     delete,
     enter,
     expected_digest,
@@ -313,47 +309,6 @@ def test_a_change_that_was_let_in_before_a_newer_process_and_a_cut_is_shut_out(
 # -- deaths ---------------------------------------------------------------------------------------
 
 
-def test_strict_loses_nothing_that_was_answered(tmp_path: Path) -> None:
-    pushes = some_pushes(12)
-    with shard_at(tmp_path / "shard", "strict") as shard:
-        session = enter(shard)
-        for sequence, some in enumerate(pushes[:8], 1):
-            push(shard, session, sequence, some)
-            assert session.durable == sequence
-            if sequence == 5:
-                shard.cut(session, closing=False)
-        kill(shard)
-    with shard_at(tmp_path / "shard", "strict") as shard:
-        session = enter(shard)
-        assert (session.applied, session.durable) == (8, 8)
-        for sequence, some in enumerate(pushes, 1):
-            push(shard, session, sequence, some)
-        kill(shard)
-    with shard_at(tmp_path / "shard", "strict") as shard:
-        assert shard.digest() == expected_digest(tmp_path / "oracle", pushes)
-        assert shard.check() == []
-
-
-def test_strict_replays_every_kind_of_change_and_both_processes(tmp_path: Path) -> None:
-    keys = np.arange(30, dtype=np.uint64)
-    values = np.ones((30, ADS.dim), np.float32)
-    with shard_at(tmp_path / "shard", "strict") as shard:
-        first = enter(shard)
-        push(shard, first, 1, gradients(0))
-        write(shard, first, 2, "ads", keys, values)
-        second = enter(shard, incarnation=2)
-        delete(shard, second, 1, "ads", keys[:5])
-        push(shard, second, 2, replace(gradients(1), clock=4))
-        digest = shard.digest()
-        kill(shard)
-    with shard_at(tmp_path / "shard", "strict") as shard:
-        assert shard.digest() == digest
-        session = enter(shard, incarnation=2)
-        assert (session.applied, session.clock) == (2, 4)
-        with pytest.raises(FencedError):
-            enter(shard, incarnation=1)
-
-
 def test_a_process_that_was_replaced_stays_out_after_a_death(tmp_path: Path) -> None:
     with shard_at(tmp_path / "shard", "interval") as shard:
         enter(shard)
@@ -381,28 +336,6 @@ def test_a_process_that_asks_again_is_let_in_once_that_is_durable(tmp_path: Path
         enter(shard, incarnation=1)
 
 
-def test_interval_shows_the_last_cut_and_the_rest_is_repeated(tmp_path: Path) -> None:
-    pushes = some_pushes(10)
-    with shard_at(tmp_path / "shard", "interval") as shard:
-        session = enter(shard)
-        for sequence, some in enumerate(pushes, 1):
-            push(shard, session, sequence, some)
-            if sequence == 6:  # between pieces of one step
-                shard.store.cut()
-        assert session.durable == 6
-        kill(shard)
-    with shard_at(tmp_path / "shard", "interval") as shard:
-        assert shard.digest() == expected_digest(tmp_path / "oracle-6", pushes[:6])
-        session = enter(shard, awaited=10)
-        assert session.applied == session.durable == 6
-        with pytest.raises(UnavailableError, match="train-0 to repeat"):
-            pull(shard, session, "ads", pushes[0].keys, deadline=soon(0.01))
-        for sequence in range(7, 11):
-            push(shard, session, sequence, pushes[sequence - 1])
-        pull(shard, session, "ads", pushes[0].keys)
-        assert shard.digest() == expected_digest(tmp_path / "oracle", pushes)
-
-
 def test_who_does_not_repeat_in_time_is_shut_out_for_good(tmp_path: Path) -> None:
     with shard_at(tmp_path / "shard", "interval") as shard:
         late, here = (enter(shard, f"train-{r}", rank=r, world=2) for r in range(2))
@@ -416,52 +349,6 @@ def test_who_does_not_repeat_in_time_is_shut_out_for_good(tmp_path: Path) -> Non
         kill(shard)
     with shard_at(tmp_path / "shard", "interval") as shard, pytest.raises(FencedError):
         enter(shard, "train-0", rank=0, world=2)
-
-
-def test_checkpoint_goes_back_to_the_checkpoint(tmp_path: Path) -> None:
-    pushes = some_pushes(10)
-    with shard_at(tmp_path / "shard") as shard:
-        session = enter(shard)
-        assert not shard.keeps
-        for sequence, some in enumerate(pushes, 1):
-            push(shard, session, sequence, some)
-            if sequence == 4:
-                shard.prepare(session, 4, tree="", size=0, marker=True, committed=-1)
-        kill(shard)
-    with shard_at(tmp_path / "shard") as shard:
-        session = enter(shard, awaited=10)
-        assert session.applied == 4
-        pull(shard, session, "ads", pushes[0].keys)  # nobody is waited for
-        assert shard.digest() == expected_digest(tmp_path / "oracle", pushes[:4])
-
-
-def test_another_durability_next_time_replays_the_redo_log_all_the_same(tmp_path: Path) -> None:
-    pushes = some_pushes(5)
-    with shard_at(tmp_path / "shard", "strict") as shard:
-        session = enter(shard)
-        for sequence, some in enumerate(pushes, 1):
-            push(shard, session, sequence, some)
-        kill(shard)
-    assert redo_files(tmp_path / "shard")
-    with shard_at(tmp_path / "shard", "checkpoint") as shard:
-        assert not redo_files(tmp_path / "shard")
-        kill(shard)
-    with shard_at(tmp_path / "shard", "strict") as shard:
-        assert shard.digest() == expected_digest(tmp_path / "oracle", pushes)
-        assert enter(shard).applied == 5
-
-
-def test_a_clean_end_leaves_no_redo_log(tmp_path: Path) -> None:
-    with shard_at(tmp_path / "shard", "strict") as shard:
-        push(shard, enter(shard), 1, gradients(0))
-        assert redo_files(tmp_path / "shard")
-        shard.close()
-        shard.close()
-        with pytest.raises(ClosedError):
-            shard.digest()
-    assert not redo_files(tmp_path / "shard")
-    with shard_at(tmp_path / "shard") as shard:
-        assert shard.digest() == expected_digest(tmp_path / "oracle", [gradients(0)])
 
 
 def test_a_store_that_stopped_keeps_its_redo_log(tmp_path: Path) -> None:
@@ -565,22 +452,6 @@ def test_what_fails_before_anything_changed_stops_nothing(tmp_path: Path) -> Non
 # -- whose folder it is ---------------------------------------------------------------------------
 
 
-def test_a_folder_belongs_to_one_shard(tmp_path: Path) -> None:
-    with shard_at(tmp_path / "shard", place=Place(1, 3)) as shard:
-        session = enter(shard)
-        some = gradients(0)
-        push(shard, session, 1, replace(some, keys=belonging(1, 3, 40)))
-        with pytest.raises(RefusedError, match="keys of shard 1 of 3"):
-            push(shard, session, 2, replace(some, keys=belonging(2, 3, 40)))
-    with (
-        pytest.raises(MismatchError, match="shard 1/3, expected 0/1"),
-        shard_at(tmp_path / "shard"),
-    ):
-        pass
-    with shard_at(tmp_path / "shard", place=Place(1, 3)) as shard:
-        assert shard.stats()["tables"]["ads"]["tiers"][-1]["rows"] == 40
-
-
 def test_tables_are_those_of_the_first_client_but_for_the_learning_rate(tmp_path: Path) -> None:
     with shard_at(tmp_path / "shard") as shard:
         with pytest.raises(RefusedError, match="no tables yet"):
@@ -591,16 +462,6 @@ def test_tables_are_those_of_the_first_client_but_for_the_learning_rate(tmp_path
         with pytest.raises(MismatchError, match="tables"):
             enter(shard, tables=[ADS])
         enter(shard, tables=[replace(ADS, optimizer=ps.Adagrad(lr=0.7)), USERS])
-
-
-def test_tables_that_do_not_fit_leave_room_for_others(tmp_path: Path) -> None:
-    with shard_at(tmp_path / "shard") as shard:
-        for _ in range(2):
-            with pytest.raises(ConfigError, match="--ram"):
-                enter(shard, tables=[replace(ADS, name=f"t{i}") for i in range(400)])
-        assert not shard.loaded
-        push(shard, enter(shard), 1, gradients(0))
-        assert shard.digest() == expected_digest(tmp_path / "oracle", [gradients(0)])
 
 
 def test_two_clients_that_make_the_store_at_once_agree(tmp_path: Path) -> None:
@@ -621,97 +482,6 @@ def test_a_name_that_cannot_be_makes_no_tables(tmp_path: Path) -> None:
         with pytest.raises(RefusedError, match="client"):
             enter(shard, "no such name!")
         assert not shard.loaded
-
-
-# -- checkpoints ----------------------------------------------------------------------------------
-
-
-def test_a_prepared_checkpoint_is_a_third_until_it_counts(tmp_path: Path) -> None:
-    with shard_at(tmp_path / "shard", place=Place(1, 2)) as shard:
-        session = enter(shard)
-        for step in (1, 2):
-            shard.prepare(session, step, tree="", size=0, marker=False, committed=step - 1)
-            shard.commit(step)
-        shard.prepare(session, 3, tree="", size=0, marker=False, committed=2)
-        assert shard.store.checkpoints == [1, 2, 3]
-        shard.prepare(session, 3, tree="", size=0, marker=False, committed=2)
-        assert shard.store.checkpoints == [1, 2, 3]
-        # The marker of 3 was never made: the next one discards it.
-        shard.prepare(session, 4, tree="", size=0, marker=False, committed=2)
-        assert shard.store.checkpoints == [1, 2, 4]
-        shard.commit(4)
-        shard.commit(4)
-        assert shard.store.checkpoints == [2, 4]
-        with pytest.raises(RefusedError, match="step 9"):
-            shard.commit(9)
-
-
-def test_rewinding_goes_back_and_keeps_who_came_how_far(tmp_path: Path) -> None:
-    pushes = some_pushes(6)
-    for durability in ("strict", "interval", "checkpoint"):
-        folder = tmp_path / durability
-        with shard_at(folder, durability) as shard:
-            enter(shard)
-            session = enter(shard, incarnation=3)
-            for sequence, some in enumerate(pushes, 1):
-                push(shard, session, sequence, replace(some, clock=sequence))
-                if sequence == 2:
-                    shard.prepare(session, 2, tree="", size=0, marker=True, committed=-1)
-            with pytest.raises(RefusedError, match="step 5"):
-                shard.rewind(5)
-            assert session.clock == 6
-            shard.rewind(2)
-            assert (session.applied, session.clock) == (6, 0)
-            assert shard.digest() == expected_digest(tmp_path / f"2-{durability}", pushes[:2])
-            kill(shard)
-        with shard_at(folder, durability) as shard:
-            with pytest.raises(FencedError):
-                enter(shard, incarnation=2)
-            session = enter(shard, incarnation=3)
-            # Steps are counted anew after the death too, or rows would seem newer than they are.
-            assert (session.applied, session.clock) == (6, 0)
-            push(shard, session, 7, gradients(9))
-            pushed = [*pushes[:2], gradients(9)]
-            assert shard.digest() == expected_digest(tmp_path / f"7-{durability}", pushed)
-
-
-def test_state_of_a_checkpoint_is_that_of_its_newest(tmp_path: Path) -> None:
-    def prepare(shard: Any, session: Any, word: str, committed: int = 4) -> None:
-        tree, tensors = pack_state({"word": word, "t": np.arange(3)})
-        shard.take_state(session, 5, offset=0, size=len(tensors), piece=tensors)
-        shard.prepare(session, 5, tree=tree, size=len(tensors), marker=True, committed=committed)
-
-    with shard_at(tmp_path / "shard") as shard:
-        session = enter(shard)
-        shard.prepare(session, 4, tree="", size=0, marker=True, committed=-1)
-        prepare(shard, session, "one")
-        assert unpack_state(*shard.state(5))["word"] == "one"
-        shard.rewind(4)
-        with pytest.raises(RefusedError, match="step 5"):
-            shard.state(5)
-        prepare(shard, session, "two")
-        assert unpack_state(*shard.state(5))["word"] == "two"
-        # It counts, and a client wants it again: what has changed since is saved.
-        prepare(shard, session, "three", committed=5)
-        assert unpack_state(*shard.state(5))["word"] == "three"
-
-
-def test_a_checkpoint_that_cannot_be_meant_is_refused(tmp_path: Path) -> None:
-    with shard_at(tmp_path / "shard") as shard:
-        session = enter(shard)
-        prepare = {"size": 0, "marker": True, "committed": -1}
-        for tree in ("[", "5", "[1]", '{"t": {"__tensor__": "0"}}', "[" * 100_000):
-            with pytest.raises(RefusedError):
-                shard.prepare(session, 1, tree=tree, **prepare)  # type: ignore[arg-type]
-        _, nothing = pack_state({})
-        shard.take_state(session, 1, offset=0, size=len(nothing), piece=nothing)
-        with pytest.raises(ConfigError):
-            shard.prepare(
-                session, 1, tree='{"__counts__": 1}', size=len(nothing), marker=True, committed=-1
-            )
-        with pytest.raises(RefusedError, match="step"):
-            shard.prepare(session, 2**64 - 1, tree="", **prepare)  # type: ignore[arg-type]
-        assert shard.store.checkpoints == []
 
 
 # -- full disks -----------------------------------------------------------------------------------

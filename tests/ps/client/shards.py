@@ -22,8 +22,9 @@ from ps.client.remote import RemoteStore
 from ps.server.endpoint import Endpoint
 from ps.server.health import Health, State
 from ps.server.metrics import Metrics
+from ps.server.place import Place
 from ps.settings import Settings
-from ps.shard import Place, Shard
+from ps.shard import Shard
 
 SECONDS = 20.0
 """Nothing here takes so long unless it hangs."""

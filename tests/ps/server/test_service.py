@@ -15,8 +15,8 @@ import pytest
 
 import ps
 from ps.server.health import State
+from ps.server.place import Place
 from ps.server.service import MOST_MESSAGE_BYTES
-from ps.shard import Place
 from ps.state import pack_state, unpack_state
 from ps.wire import terrace_pb2 as wire
 from storage.errors import (
