@@ -311,3 +311,13 @@ def served_at(
             channel.close()
             shard.drain()
             endpoint.stop(SECONDS)
+
+
+def some_pushes(count: int, start: int = 0) -> list[Gradients]:
+    """Gradients for both tables, the same each time."""
+    return [gradients(seed, USERS if seed % 3 == 2 else ADS) for seed in range(start, count)]
+
+
+def redo_files(folder: Path) -> list[str]:
+    """Files of the redo log in a folder."""
+    return sorted(file.name for file in folder.glob("redo-*"))

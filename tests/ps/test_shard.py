@@ -37,6 +37,7 @@ from tests.ps.serving import (
     pull,
     push,
     shard_at,
+    some_pushes,
     soon,
     stop,
     wait_for,
@@ -53,10 +54,6 @@ MANY = 6000
 
 WIDE, FILLING = replace(ADS, name="wide", dim=64), 3000
 """A table and rows of one push that fill a disk sooner than the index fills the RAM."""
-
-
-def some_pushes(count: int, start: int = 0) -> list[Gradients]:
-    return [gradients(seed, USERS if seed % 3 == 2 else ADS) for seed in range(start, count)]
 
 
 # -- against an embedded store --------------------------------------------------------------------
@@ -648,7 +645,3 @@ def test_draining_ends_what_waits_for_others(tmp_path: Path) -> None:
         for call in (waiting, early):
             with pytest.raises(UnavailableError, match="being stopped"):
                 call.result(20)
-
-
-def redo_files(folder: Path) -> list[str]:
-    return sorted(file.name for file in folder.glob("redo-*"))
