@@ -340,8 +340,8 @@ class Shard:
         if not self.sessions.has_turn(session, sequence):
             return
         store = self.store
-        change.prepare(store)
-        with store.stepping():
+        logged = 0 if self._redo is None else sum(map(len, record))
+        with store.stepping(), change.prepared(store, logged):
             # Again, now that no cut comes in between: one that knows of a newer process and not of
             # this one's last change must not be followed by that change in the redo log.
             self.sessions.has_turn(session, sequence)

@@ -46,12 +46,13 @@ class Space:
         self._checkpoints = checkpoints
         self._compactor = compactor
 
-    def prepare(self, rows: Iterable[tuple[Stack, int]]) -> None:
+    def prepare(self, rows: Iterable[tuple[Stack, int]], beside: int = 0) -> None:
         """Make sure that so many rows can be written to each of these stacks.
 
-        Raises: DiskFullError, before anything has changed.
+        beside: bytes that somebody else will write there. Raises: DiskFullError, before anything
+        has changed.
         """
-        need = self._bytes_of(rows)
+        need = self._bytes_of(rows) + beside
         left = self._log.room() - need
         if self._is_ample(need):
             return

@@ -229,9 +229,9 @@ class Store(Tables):
         """From now on commit these with every cut."""
         self._upkeep.notes = notes
 
-    def prepare(self, rows: Mapping[str, int]) -> None:
-        """See `Upkeep.prepare`."""
-        self._upkeep.prepare(rows)
+    def prepared(self, rows: Mapping[str, int], beside: int = 0) -> AbstractContextManager[None]:
+        """See `Upkeep.prepared`."""
+        return self._upkeep.prepared(rows, beside)
 
     def never_fewer_checkpoints(self, count: int) -> None:
         """Do not give up checkpoints beyond so many for want of room."""

@@ -57,6 +57,7 @@ class Upkeep:
         )
         self.space = Space(log, lambda: self._stacks, checkpoints, self.compactor)
         self._cutter: Cutter | None = None
+        self._prepared = False
         if settings.durability == "interval":
             self._cutter = Cutter(self.cut_rows, settings.interval_seconds)
 
@@ -72,7 +73,24 @@ class Upkeep:
         Raises: DiskFullError, before anything has changed.
         """
         self._planner.ensure_usable()
-        self.space.prepare((self._stacks[name], count) for name, count in rows.items())
+        if not self._prepared:
+            self.space.prepare((self._stacks[name], count) for name, count in rows.items())
+
+    @contextmanager
+    def prepared(self, rows: Mapping[str, int], beside: int) -> Iterator[None]:
+        """`prepare` for all that is done inside, where nothing is refused any more.
+
+        Room that was enough at first may be less than what is asked for beside it later: the redo
+        log takes some, and others write to the disk. beside: bytes of the redo log. For a store
+        that one thread changes. Raises: DiskFullError, before anything has changed.
+        """
+        self._planner.ensure_usable()
+        self.space.prepare(((self._stacks[name], n) for name, n in rows.items()), beside)
+        self._prepared = True
+        try:
+            yield
+        finally:
+            self._prepared = False
 
     @contextmanager
     def stepping(self) -> Iterator[None]:

@@ -10,8 +10,8 @@ Threads: reading is pure and releases the GIL in its loops; `apply` is the owner
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,16 +73,19 @@ class Change(ABC):
     rows: int = 0
     clock: int = 0
 
-    def prepare(self, store: Store) -> None:
-        """Make room for it on the disk and in RAM; outside of steps.
+    @contextmanager
+    def prepared(self, store: Store, logged_bytes: int) -> Iterator[None]:
+        """Inside there is room for it, on the disk beside so much of the redo log, and in RAM.
 
         Raises: DiskFullError, WorkingSetError, before anything has changed.
         """
-        if self.table is not None:
-            store.prepare({self.table: self.rows})
-            with store.planner, store.planner.changing():
-                store.settle()
-                store.stacks[self.table].hierarchy.make_room(self.rows)
+        rows = {} if self.table is None else {self.table: self.rows}
+        with store.prepared(rows, logged_bytes):
+            if self.table is not None:
+                with store.planner, store.planner.changing():
+                    store.settle()
+                    store.stacks[self.table].hierarchy.make_room(self.rows)
+            yield
 
     @abstractmethod
     def apply(self, store: Store) -> int:

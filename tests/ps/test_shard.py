@@ -286,16 +286,19 @@ def test_a_change_that_was_let_in_before_a_newer_process_and_a_cut_is_shut_out(
     with shard_at(tmp_path / "shard", "strict") as shard:
         old = enter(shard)
         push(shard, old, 1, gradients(0))
-        prepare = shard.store.prepare
+        has_turn, asked = shard.sessions.has_turn, []
 
-        def prepare_slowly(rows: dict[str, int]) -> None:
-            prepare(rows)
-            # Somewhere between two instructions of the owner: others have their turn.
-            shard.sessions.open("train-0", 2, 9, rank=0, world=1, awaited=0)
-            with ThreadPoolExecutor(1, "terrace-test") as pool:
-                pool.submit(shard.store.cut).result(20)
+        def has_turn_slowly(session: Any, sequence: int) -> bool:
+            found = has_turn(session, sequence)
+            asked.append(found)
+            if len(asked) == 1:
+                # Between two instructions of the owner others have their turn.
+                shard.sessions.open("train-0", 2, 9, rank=0, world=1, awaited=0)
+                with ThreadPoolExecutor(1, "terrace-test") as pool:
+                    pool.submit(shard.store.cut).result(20)
+            return found
 
-        shard.store.prepare = prepare_slowly  # type: ignore[method-assign]
+        shard.sessions.has_turn = has_turn_slowly  # type: ignore[method-assign]
         with pytest.raises(FencedError):
             push(shard, old, 2, gradients(1))
         kill(shard)

@@ -92,6 +92,15 @@ def connect(address: str, job: str) -> Client:
     )
 
 
+def fill(ballast: Path) -> None:
+    """Leave 2 MiB of the disk, while somebody writes to it."""
+    with open(ballast, "wb") as file:
+        size = 0
+        while (more := shutil.disk_usage(ballast.parent).free - (2 << 20)) > 0:
+            size += min(more, 1 << 20)
+            os.posix_fallocate(file.fileno(), 0, size)
+
+
 def shown(client: Client) -> np.ndarray:
     values = np.empty((ROWS, 64), np.float32)
     for piece in client.peek("big", KEYS):
@@ -126,9 +135,7 @@ def test_a_full_disk_stops_writes_alone_and_room_ends_that(
         pushing.start()
         try:
             assert pushing.moves(DEADLINE_SECONDS)
-            free = shutil.disk_usage(small_disk).free
-            with open(ballast, "wb") as file:
-                os.posix_fallocate(file.fileno(), 0, free - (2 << 20))
+            fill(ballast)
             while pushing.moves(5.0):
                 assert pushing.error is None and pushing.is_alive()
             assert pushing.error is None
