@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 import ps
 from ps.client.client import Client, Step
 from ps.client.identity import Identity
+from ps.client.marker import Marker
 from storage.errors import TerraceError
 
 DIM, SHARED, OWN, BATCH = 8, 400, 8, 32
@@ -87,6 +88,7 @@ class Adder:
             addresses.split(","), [SUMS], identity, connect, timeout_seconds=timeout_seconds,
             push_bytes=push_bytes,
         )  # fmt: skip
+        self.marker = Marker(self.client)
         self.rank = rank
         self.total: Sums = np.zeros((len(KEYS), DIM), np.int64)
         self.pushes = 0

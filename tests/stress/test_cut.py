@@ -135,6 +135,7 @@ def test_training_goes_on_after_a_shard_stood_still(tmp_path: Path, seconds: flo
     assert found == expected
 
 
+@pytest.mark.stress
 def test_a_slow_network_is_not_seen_in_a_result(tmp_path: Path) -> None:
     expected = alone(tmp_path / "alone", STEPS)
     with (
@@ -147,6 +148,7 @@ def test_a_slow_network_is_not_seen_in_a_result(tmp_path: Path) -> None:
     assert found == expected
 
 
+@pytest.mark.stress
 def test_lost_and_late_packets_are_not_seen_in_a_result(tmp_path: Path) -> None:
     """Skipped where the kernel has no netem."""
     expected = alone(tmp_path / "alone", STEPS)

@@ -120,8 +120,15 @@ def refused(client: Client) -> tuple[grpc.StatusCode, type]:
     return call.code(), type(error_of("shard", failure))
 
 
-@pytest.mark.parametrize("durability", ["interval", "strict"])
-@pytest.mark.parametrize("killed", [False, True], ids=["", "killed"])
+@pytest.mark.parametrize(
+    ("durability", "killed"),
+    [
+        ("strict", True),
+        pytest.param("strict", False, marks=pytest.mark.stress),
+        pytest.param("interval", True, marks=pytest.mark.stress),
+        pytest.param("interval", False, marks=pytest.mark.stress),
+    ],
+)
 def test_a_full_disk_stops_writes_alone_and_room_ends_that(
     tmp_path: Path, small_disk: Path, durability: str, killed: bool
 ) -> None:

@@ -106,7 +106,9 @@ TROUBLES: tuple[Callable[[Way2Shard], Any], ...] = (
 )
 
 
-@pytest.mark.parametrize("durability", ["strict", "interval"])
+@pytest.mark.parametrize(
+    "durability", ["strict", pytest.param("interval", marks=pytest.mark.stress)]
+)
 @pytest.mark.parametrize(
     ("pushes", "troubles"),
     [(300, 4), pytest.param(10_000, 120, marks=pytest.mark.stress)],
@@ -166,13 +168,13 @@ def test_in_checkpoint_durability_a_kill_is_told_and_the_checkpoint_counts(tmp_p
                 push(adder)
 
         both(push)
-        both(lambda adder: adder.client.checkpoint(20, {"at": 20}))
+        both(lambda adder: adder.marker.checkpoint(20, {"at": 20}))
         kept = [adder.total.copy() for adder in adders]
         both(push)
         server.kill()
         server.start()
         both(push_and_lose)
-        assert both(lambda adder: adder.client.resume()) == [(20, {"at": 20})] * 2
+        assert both(lambda adder: adder.marker.resume()) == [(20, {"at": 20})] * 2
         assert np.array_equal(adders[1].shown(), sum(kept))
         for adder, total in zip(adders, kept, strict=True):
             adder.total = total
@@ -231,18 +233,18 @@ def test_of_two_processes_of_one_name_only_the_newer_counts(
         zombie.has_pushed(20)
         zombie.process.send_signal(19)
         newer = undo.enter_context(Adder(server.address, job="twice"))
-        newer.client.checkpoint(1, {})
+        newer.marker.checkpoint(1, {})
         before = newer.shown()
         assert before.any()
         for _ in range(10):
             newer.push()
         newer.client.flush()
         if after == "a rewind":
-            newer.client.resume()
+            newer.marker.resume()
             newer.total[:] = 0
         if after == "a kill":
             if durability == "checkpoint":
-                newer.client.checkpoint(2, {})
+                newer.marker.checkpoint(2, {})
             server.kill()
             server.start()
         zombie.process.send_signal(18)
@@ -253,7 +255,9 @@ def test_of_two_processes_of_one_name_only_the_newer_counts(
         assert np.array_equal(newer.shown(), before + newer.total)
 
 
-@pytest.mark.parametrize("durability", ["strict", "interval"])
+@pytest.mark.parametrize(
+    "durability", ["interval", pytest.param("strict", marks=pytest.mark.stress)]
+)
 def test_pushes_that_a_cable_held_back_are_refused_when_they_arrive(
     tmp_path: Path, durability: str
 ) -> None:
