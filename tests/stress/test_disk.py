@@ -123,7 +123,7 @@ def refused(client: Client) -> tuple[grpc.StatusCode, type]:
 @pytest.mark.parametrize(
     ("durability", "killed"),
     [
-        ("strict", True),
+        pytest.param("strict", True, marks=pytest.mark.stress),
         pytest.param("strict", False, marks=pytest.mark.stress),
         pytest.param("interval", True, marks=pytest.mark.stress),
         pytest.param("interval", False, marks=pytest.mark.stress),

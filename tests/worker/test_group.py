@@ -38,7 +38,7 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return {**found, "cut": folder / "cut"}
 
 
-@pytest.fixture(scope="module", params=[2, 3])
+@pytest.fixture(scope="module", params=[2, pytest.param(3, marks=pytest.mark.stress)])
 def several(
     request: pytest.FixtureRequest, one: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
 ) -> list[dict[str, Any]]:

@@ -68,14 +68,16 @@ def test_protobuf_reads_what_a_frame_writes(data: st.DataObject, kind: str, arra
     packed = Frame(message, array if name else b"").pack()
     if name:
         setattr(message, name, array)
-    assert MESSAGES[kind].FromString(packed) == message
-    assert packed == message.SerializeToString(deterministic=True)
+    read = MESSAGES[kind].FromString(packed)
+    read.DiscardUnknownFields()  # what brings the array to a multiple of 8
+    assert read == message
 
 
 @hypothesis.given(data=st.data(), kind=st.sampled_from(KINDS))
 def test_a_frame_reads_what_protobuf_writes(data: st.DataObject, kind: str) -> None:
     message = data.draw(messages(MESSAGES[kind], long=True))
     packed = message.SerializeToString()
+    whole = MESSAGES[kind].FromString(packed)
     frame = unpacker(MESSAGES[kind])(packed)
     name = long_name(MESSAGES[kind])
     expected = getattr(message, name) if name else b""
@@ -84,7 +86,9 @@ def test_a_frame_reads_what_protobuf_writes(data: st.DataObject, kind: str) -> N
         message.ClearField(name)
     assert frame.message == message
     # And as it came, it goes on.
-    assert Frame(frame.message, frame.array).pack() == packed
+    again = MESSAGES[kind].FromString(Frame(frame.message, frame.array).pack())
+    again.DiscardUnknownFields()
+    assert again == whole
 
 
 @hypothesis.given(
