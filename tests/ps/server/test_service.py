@@ -365,17 +365,17 @@ def test_what_is_not_ours_is_internal_and_logged_without_the_message(
 
 def test_a_full_disk_is_told_to_health_until_a_change_goes_through(served: Served) -> None:
     session, some = served.open(), gradients(0)
-    prepare = served.shard.store.prepare
+    prepared = served.shard.store.prepared
 
-    def refuse(rows: Any) -> None:
+    def refuse(rows: Any, beside: int) -> Any:
         raise DiskFullError("no room")
 
-    served.shard.store.prepare = refuse  # type: ignore[method-assign]
+    served.shard.store.prepared = refuse  # type: ignore[method-assign]
     with pytest.raises(DiskFullError):
         served.call("Push", some.frame(session, 1).message, some.values)
     assert served.health.state is State.DISK_FULL
     served.call("Pull", ask(session), KEYS)
-    served.shard.store.prepare = prepare  # type: ignore[method-assign]
+    served.shard.store.prepared = prepared  # type: ignore[method-assign]
     served.call("Push", some.frame(session, 1).message, some.values)
     assert served.health.state is State.SERVING
 
