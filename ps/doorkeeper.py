@@ -47,17 +47,20 @@ class Doorkeeper:
         self._stream = stream(table.seed, table.name)
         self._lock = threading.Lock()
         self._steps = 0
+        self._last = -1  # the optimizer's step that was last asked about
         self._keys_admitted = self._keys_refused = self._gradients_dropped = 0
 
-    def admits(self, keys: Keys, counts: Counts) -> NDArray[np.bool_]:
-        """(U,) bool: which of a step's keys that have no row get one now; once a step.
+    def admits(self, keys: Keys, counts: Counts, step: int) -> NDArray[np.bool_]:
+        """(U,) bool: which of a step's keys that have no row get one now.
 
-        keys: (U,) uint64, unique, in any order. counts: (U,) int32, uses of each, 1 or more.
+        keys: (U,) uint64, unique, in any order. counts: (U,) int32, uses of each, 1 or more. step:
+        the optimizer's; one that comes in pieces is still one.
         """
         with self._lock:
             self.changed = True
-            self._steps += 1
-            admitted = self._decide(keys, counts)
+            begins, self._last = step != self._last, step
+            self._steps += begins
+            admitted = self._decide(keys, counts, step, begins)
             count = int(np.count_nonzero(admitted))
             self._keys_admitted += count
             self._keys_refused += len(keys) - count
@@ -107,12 +110,12 @@ class Doorkeeper:
                 "gradients_dropped": self._gradients_dropped,
             }
 
-    def _decide(self, keys: Keys, counts: Counts) -> NDArray[np.bool_]:
+    def _decide(self, keys: Keys, counts: Counts, step: int, begins: bool) -> NDArray[np.bool_]:
         how = self._admission
         if isinstance(how, Probability):
-            return wins(self._stream, keys, counts, self._steps, how.probability)
+            return wins(self._stream, keys, counts, step, how.probability)
         assert isinstance(how, Counted) and self._counter is not None
-        if how.decay is not None and self._steps % how.decay == 0:
+        if how.decay is not None and begins and self._steps % how.decay == 0:
             self._counter.halve()
         admitted: NDArray[np.bool_] = self._counter.add(keys, counts) >= how.times
         return admitted

@@ -86,7 +86,7 @@ def apply(
         record = records[0]
         positions, inverse, dropped = record.positions, record.inverse, 0
         if stack.doorkeeper is not None:
-            kept = _trained(stack, positions, record.uses)
+            kept = _trained(stack, positions, record.uses, step)
             # Accesses of all other rows are brought together behind those of the last one.
             number = np.full(len(positions), len(kept), np.int32)
             number[kept] = np.arange(len(kept))
@@ -117,7 +117,7 @@ def apply_condensed(
     table, top = stack.table, stack.top
     assert isinstance(top.array, FloatArray) and top.array.host is not None
     if stack.doorkeeper is not None:
-        kept = _trained(stack, positions, uses)
+        kept = _trained(stack, positions, uses, step)
         positions, gradients = positions[kept], gradients[kept]
     head = (table.optimizer.kind, table.optimizer.hyper(lr=lr, step=step), step, scale)
     rows = (*top.array.host, top.steps, top.dirty)
@@ -170,7 +170,7 @@ def _uses(
     return uses
 
 
-def _trained(stack: Stack, positions: Positions, uses: Counts) -> Positions:
+def _trained(stack: Stack, positions: Positions, uses: Counts, step: int) -> Positions:
     """(n,) int64, ascending: which of these pinned rows the step trains, by the doorkeeper.
 
     positions: (U,) int64, unique. uses: (U,) int32, accesses of each in this step.
@@ -178,7 +178,7 @@ def _trained(stack: Stack, positions: Positions, uses: Counts) -> Positions:
     assert stack.doorkeeper is not None
     trained = stack.top.steps[positions] > 0
     new = np.flatnonzero(~trained & (uses > 0))
-    trained[new] = stack.doorkeeper.admits(stack.top.keys_at(positions[new]), uses[new])
+    trained[new] = stack.doorkeeper.admits(stack.top.keys_at(positions[new]), uses[new], step)
     return np.flatnonzero(trained)
 
 
@@ -192,7 +192,7 @@ def _apply_on_device(
     inverses = [number[r.inverse] for r, number in zip(records, numbers, strict=True)]
     total = _merged_on_device(records, inverses, len(union))
     if stack.doorkeeper is not None:
-        kept = _trained(stack, union, _uses(records, numbers, len(union)))
+        kept = _trained(stack, union, _uses(records, numbers, len(union)), step)
         union, total = union[kept], total.index_select(0, torch.from_numpy(kept).to(device))
     positions = torch.from_numpy(union).to(device)
     skipped = apply_tensors(

@@ -7,9 +7,12 @@ the tiers, a third tier, look-ahead, threads, a stop in the middle - must not be
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,9 +25,12 @@ from ps.admission import Admission
 from ps.doorkeeper import bytes_held
 from ps.optimizer import Optimizer
 from ps.store import Store
+from ps.tables import Tables
 from storage.budget import parse_size
 from storage.policy import POLICIES
 from storage.recorder import Recorder
+from tests.deploy.serving import Process, process_at
+from tests.ps.client.shards import SECONDS, connect, serving
 
 DIM, STEPS = 6, 30
 ALL = "64MiB"
@@ -71,7 +77,7 @@ WORKING_SET = max(len(ids.unique()) for ids, _ in BATCHES)
 class Model(nn.Module):
     """Modules over one table, and a dense layer that learns beside it."""
 
-    def __init__(self, store: Store, modules: int) -> None:
+    def __init__(self, store: Tables, modules: int) -> None:
         super().__init__()
         self.bags = nn.ModuleList(worker.EmbeddingBag(store, "ads") for _ in range(modules))
         self.linear = nn.Linear(DIM, 1)
@@ -84,7 +90,7 @@ class Model(nn.Module):
         return (self.linear(first(*batch)).square() + self.linear(last(*batch))).mean()
 
 
-def train(store: Store, setting: Setting, first: int, last: int) -> Iterator[float]:
+def train(store: Tables, setting: Setting, first: int, last: int) -> Iterator[float]:
     """Losses of the steps ``first`` to below ``last``, resumed where a checkpoint is."""
     model = Model(store, setting.modules)
     sparse = worker.SparseOptimizer(store)
@@ -314,3 +320,224 @@ def test_a_resumed_run_of_narrow_rows_equals_one_that_went_on(
     with ps.open(tmp_path / "stopped", [table], ram=ALL, hbm=hbm, threads=1) as store:
         tail = list(train(store, setting, 12, STEPS))
         assert (head + tail, store.digest()) == undisturbed
+
+
+# -- rows on shards ------------------------------------------------------------------------------
+
+# A worker with little more than one working set, and shards of which each holds a part of its rows.
+FEW, SHARD_RAM = (
+    f"{int(WORKING_SET * 1.4 * (4 * DIM + 60))}",
+    {1: 640 << 10, 2: 600 << 10, 4: 580 << 10},
+)
+
+
+def run_served(
+    path: Path, optimizer: Optimizer, setting: Setting, shards: int
+) -> tuple[list[float], int]:
+    """As `run`, over shards. setting: its ``ram`` is the worker's."""
+    table = ps.Table(
+        "ads", dim=DIM, optimizer=optimizer, init=ps.Uniform(0.1), admission=setting.admission
+    )
+    more = bytes_held(table) if setting.admission else 0
+    stops = [0, STEPS] if setting.stop is None else [0, setting.stop, STEPS]
+    losses: list[float] = []
+    with serving(path, shards, ram=SHARD_RAM[shards] + more, interval=0.05) as served:
+        for first, last in itertools.pairwise(stops):
+            with connect(
+                served, [table], ram=setting.ram, threads=setting.threads, policy=setting.policy
+            ) as store:
+                losses += train(store, setting, first, last)
+                store.settle()
+                top = store.stacks["ads"].top
+                assert top.pinned == 0 and top.check() == []
+                assert (top.stats.evicted > 0) == (setting.ram != ALL)
+                digest = store.digest()
+        for one in served:
+            assert one.shard is not None and one.shard.check() == []
+            if not setting.admission and setting.stop is None:
+                assert one.shard.store.stacks["ads"].top.stats.evicted > 0
+    return losses, digest
+
+
+@pytest.mark.parametrize("shards", [1, 2, 4])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=lambda o: o.name)
+def test_no_shards_are_seen_in_a_loss_or_a_row(
+    tmp_path: Path,
+    optimizer: Optimizer,
+    shards: int,
+    oracles: dict[str, tuple[list[float], int]],
+) -> None:
+    setting = Setting(FEW, depth=2 if shards == 2 else 0)
+    assert run_served(tmp_path, optimizer, setting, shards) == oracles[optimizer.name]
+
+
+SERVED = {
+    "all copies in RAM, look-ahead": (Setting(depth=2), 1),
+    "look-ahead": (Setting(FEW, depth=4, lookahead=8), 4),
+    "two modules, threads": (Setting(FEW, depth=2, modules=2, threads=2), 2),
+    "another policy": (Setting(FEW, depth=2, policy="lfu"), 2),
+    "a stop": (Setting(FEW, depth=2, stop=22), 2),
+}
+
+
+@pytest.mark.parametrize(("setting", "shards"), SERVED.values(), ids=SERVED)
+def test_no_setting_of_a_worker_over_shards_is_seen(
+    tmp_path: Path, setting: Setting, shards: int, oracles: dict[str, tuple[list[float], int]]
+) -> None:
+    assert run_served(tmp_path, OPTIMIZERS[2], setting, shards) == oracles[OPTIMIZERS[2].name]
+
+
+# What two shards with a sketch each count is not what one counts: other keys share its places.
+@pytest.mark.parametrize(
+    ("kind", "shards"),
+    [*itertools.product(ADMISSIONS, [1]), ("exact", 2), ("probability", 2)],
+)
+@pytest.mark.parametrize("stop", [None, 7])
+def test_no_shards_are_seen_in_who_is_admitted(
+    tmp_path: Path,
+    kind: str,
+    shards: int,
+    stop: int | None,
+    admitted: dict[str, tuple[list[float], int]],
+) -> None:
+    setting = Setting(FEW, depth=2, stop=stop, admission=ADMISSIONS[kind])
+    assert run_served(tmp_path, OPTIMIZERS[1], setting, shards) == admitted[kind]
+
+
+def test_two_tables_over_shards_are_those_of_one_store(tmp_path: Path) -> None:
+    tables = [
+        ps.Table("ads", dim=DIM, optimizer=ps.Adagrad(lr=0.1)),
+        ps.Table("users", dim=3, optimizer=ps.Adam(lr=0.01), init=ps.Normal(0.1)),
+    ]
+
+    def both(store: Tables, depth: int) -> tuple[list[float], int]:
+        ads, users = (worker.EmbeddingBag(store, table.name, mode="mean") for table in tables)
+        sparse, losses = worker.SparseOptimizer(store), []
+        keys = lambda batch: {ads: [batch], users: [batch]}  # noqa: E731
+        for number, batch in enumerate(worker.prefetch(BATCHES, keys, depth=depth)):
+            loss = ads(*batch).square().mean()
+            if number % 3:  # else one of them makes no step
+                loss = loss + users(*batch).sum()
+            loss.backward()
+            sparse.step()
+            losses.append(loss.item())
+        return losses, store.digest()
+
+    with ps.open(tmp_path / "one", tables, ram=ALL, threads=1) as store:
+        expected = both(store, 0)
+    for shards, depth in ((2, 2), (4, 0)):
+        with (
+            serving(tmp_path / str(shards), shards, ram=3 << 19) as served,
+            connect(served, tables, ram=str(2 * int(FEW))) as remote,
+        ):
+            assert both(remote, depth) == expected
+
+
+class Cluster:
+    """Two shards as processes, which end as the test likes. words: options of each."""
+
+    def __init__(self, path: Path, words: Sequence[str]) -> None:
+        self._path, self._words = path, words
+        self._open = [self._at(shard, 0) for shard in range(2)]
+        self.shards: list[Process] = []
+
+    def __enter__(self) -> Cluster:
+        self.shards = [process.__enter__() for process in self._open]
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        for process in self._open:
+            process.__exit__(None, None, None)
+
+    @property
+    def addresses(self) -> list[str]:
+        return [f"127.0.0.1:{shard.report['port']}" for shard in self.shards]
+
+    def kill(self, shard: int) -> None:
+        """And start it again at the same port, once it is gone."""
+        port = self.shards[shard].report["port"]
+        self.shards[shard].end(signal.SIGKILL)
+        self._open[shard].__exit__(None, None, None)
+        self._open[shard] = self._at(shard, port)
+        self.shards[shard] = self._open[shard].__enter__()
+
+    def pause(self, shard: int, seconds: float) -> None:
+        child = self.shards[shard].child
+        child.send_signal(signal.SIGSTOP)
+        threading.Timer(seconds, child.send_signal, (signal.SIGCONT,)).start()
+
+    def _at(self, shard: int, port: int) -> Any:
+        return process_at(
+            self._path / str(shard), "--shard", f"{shard}/2", "--listen", f"127.0.0.1:{port}",
+            *self._words,
+        )  # fmt: skip
+
+
+def train_disturbed(
+    cluster: Cluster, setting: Setting, disturb: Callable[[int], None]
+) -> tuple[list[float], int]:
+    """disturb: called after each loss, in the middle of a step."""
+    table = ps.Table("ads", dim=DIM, optimizer=OPTIMIZERS[2], init=ps.Uniform(0.1))
+    with ps.connect(
+        cluster.addresses, [table], ram=setting.ram, threads=1, timeout_seconds=6 * SECONDS,
+        launch=ps.Launch(),
+    ) as store:  # fmt: skip
+        losses = []
+        for number, loss in enumerate(train(store, setting, 0, STEPS)):
+            losses.append(loss)
+            disturb(number)
+        return losses, store.digest()
+
+
+@pytest.mark.parametrize("durability", ["strict", "interval"])
+def test_a_shard_that_is_killed_and_one_that_stands_still_are_not_seen(
+    tmp_path: Path, durability: str, oracles: dict[str, tuple[list[float], int]]
+) -> None:
+    words = ("--durability", durability, "--interval", "0.1")
+    with Cluster(tmp_path, words) as cluster:
+
+        def disturb(number: int) -> None:
+            if number == 9:
+                restarting.append(threading.Thread(target=cluster.kill, args=(1,)))
+                restarting[0].start()  # while training goes on
+            if number == 20:
+                restarting[0].join(3 * SECONDS)
+                cluster.pause(0, 2.0)
+
+        restarting: list[threading.Thread] = []
+        found = train_disturbed(cluster, Setting(FEW, depth=2), disturb)
+        assert found == oracles[OPTIMIZERS[2].name]
+
+
+@pytest.mark.stress
+@pytest.mark.parametrize("durability", ["strict", "interval"])
+def test_shards_that_are_killed_again_and_again_are_not_seen(
+    tmp_path: Path, durability: str, oracles: dict[str, tuple[list[float], int]]
+) -> None:
+    words = ("--durability", durability, "--interval", "0.1")
+    with Cluster(tmp_path, words) as cluster:
+        restarting: list[threading.Thread] = []
+
+        def disturb(number: int) -> None:
+            if number % 5 == 2:
+                if restarting:
+                    restarting[-1].join(3 * SECONDS)
+                restarting.append(threading.Thread(target=cluster.kill, args=(number % 2,)))
+                restarting[-1].start()
+
+        found = train_disturbed(cluster, Setting(FEW, depth=2), disturb)
+        restarting[-1].join(3 * SECONDS)
+        assert found == oracles[OPTIMIZERS[2].name]
+
+
+@pytest.mark.stress
+def test_a_shard_that_stands_still_for_half_a_minute_is_not_seen(
+    tmp_path: Path, oracles: dict[str, tuple[list[float], int]]
+) -> None:
+    with Cluster(tmp_path, ("--durability", "interval")) as cluster:
+        pause = {5: 0, 17: 1}
+        found = train_disturbed(
+            cluster, Setting(FEW, depth=2),
+            lambda number: cluster.pause(pause[number], 30.0) if number in pause else None,
+        )  # fmt: skip
+        assert found == oracles[OPTIMIZERS[2].name]

@@ -110,10 +110,10 @@ class RemoteStore(Tables):
         try:
             due = self.steps_made + ahead
             working_set = self._stage(asked, due, waiting=ahead > 0)
+            self.observers.staged(asked)
+            return working_set
         finally:
             self._staging.release()
-        self.observers.staged(asked)
-        return working_set
 
     def _stage(self, asked: Mapping[str, Asked], due: int, *, waiting: bool) -> WorkingSet:
         """waiting: copies for rows that others use wait until the batch is entered."""

@@ -88,8 +88,12 @@ def test_a_key_gets_in_when_it_came_often_enough(
             counts = Counter({key: count // 2 for key, count in counts.items()})
         new = {key: uses for key, uses in batch.items() if key not in inside}
         counts.update(new)
-        admitted = doorkeeper.admits(
-            np.array(list(new), np.uint64), np.array(list(new.values()), np.int32)
+        keys = np.array(list(new), np.uint64)
+        uses = np.array(list(new.values()), np.int32)
+        # A shard is asked about a step piece by piece.
+        pieces = [slice(0, len(keys) // 2), slice(len(keys) // 2, None)]
+        admitted = np.concatenate(
+            [doorkeeper.admits(keys[piece], uses[piece], number) for piece in pieces]
         )
         assert admitted.tolist() == [counts[key] >= times for key in new]
         inside.update(key for key in new if counts[key] >= times)
@@ -100,9 +104,9 @@ def test_a_key_gets_in_when_it_came_often_enough(
 def test_chance_lets_in_after_as_many_uses_as_it_says() -> None:
     doorkeeper = Doorkeeper(ads(ps.Probability(0.25)))
     waiting, waited = np.arange(4000, dtype=np.uint64), 0
-    for _ in range(60):
+    for step in range(1, 61):
         waited += len(waiting)
-        admitted = doorkeeper.admits(waiting, np.ones(len(waiting), np.int32))
+        admitted = doorkeeper.admits(waiting, np.ones(len(waiting), np.int32), step)
         waiting = waiting[~admitted]
     assert waited / 4000 == pytest.approx(4, rel=0.05)
 
@@ -116,16 +120,16 @@ def test_what_it_knows_is_saved_whole(admission: Admission) -> None:
         keys = rng.choice(500, 80, replace=False).astype(np.uint64)
         return keys, rng.integers(1, 3, 80).astype(np.int32)
 
-    for _ in range(7):
-        one.admits(*batch())
+    for step in range(1, 8):
+        one.admits(*batch(), step)
     saved = unpack_state(*pack_state({"x": one.save()}))["x"]
     one_more = batch()
-    expected = one.admits(*one_more)
+    expected = one.admits(*one_more, 8)
     other.restore(saved)
-    assert np.array_equal(other.admits(*one_more), expected)
-    for _ in range(5):
+    assert np.array_equal(other.admits(*one_more, 8), expected)
+    for step in range(9, 14):
         following = batch()
-        assert np.array_equal(one.admits(*following), other.admits(*following))
+        assert np.array_equal(one.admits(*following, step), other.admits(*following, step))
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from ps.store import Store
 from storage.cache import CacheTier
 from storage.due import NEEDED
 from storage.errors import ClosedError, ConfigError, KeyRangeError, WorkingSetError
+from tests.ps.client.shards import connect, serving
 
 DIM = 6
 TABLE = ps.Table("ads", dim=DIM, optimizer=ps.Adagrad(lr=0.5), init=ps.Normal(0.5))
@@ -624,3 +625,40 @@ def test_a_store_may_be_checkpointed_and_written_inside_the_loop(tmp_path: Path)
             run.assert_clean()
             found.append((run.losses, run.store.digest(), run.store.checkpoints))
     assert found[0] == found[1]
+
+
+class Noted:
+    """Told of each batch that is staged."""
+
+    def __init__(self, note: Callable[[], None]) -> None:
+        self._note = note
+
+    def staged(self, requests: Any, unique: Any) -> None:
+        self._note()
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize(("depth", "staleness"), [(3, 0), (3, 1), (1, 4), (0, 2)])
+def test_over_shards_no_batch_is_staged_before_its_rows_may_be_read(
+    tmp_path: Path, depth: int, staleness: int
+) -> None:
+    """And each is entered before it is handed out: what came for it is in place."""
+    with serving(tmp_path) as served:
+        mode = "async" if staleness else "sync"
+        with connect(served, [TABLE], mode=mode, staleness=staleness) as store:
+            bag, sparse = worker.EmbeddingBag(store, "ads"), worker.SparseOptimizer(store)
+            staged: list[int] = []
+            store.observers.add(Noted(lambda: staged.append(store.steps_made)))
+            batches = [(torch.arange(30), torch.arange(30))] * 12
+            keys: Callable[[Batch], Any] = lambda batch: {bag: [batch]}  # noqa: E731
+            for number, batch in enumerate(worker.prefetch(batches, keys, depth=depth)):
+                assert not store._pending or staleness > 0
+                assert all(not one.working_set.arrived for one in store.staged)
+                assert len(staged) <= number + 1 + min(depth, staleness)
+                bag(*batch).sum().backward()
+                sparse.step()
+            # Made when it was staged: all steps but those it may be ahead of.
+            assert all(made >= n - min(depth, staleness) for n, made in enumerate(staged))
+            assert len(staged) == 12
