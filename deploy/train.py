@@ -139,7 +139,7 @@ def _train(job: Job, *, resume: bool, json: Path | None, record: Path | None) ->
     dataset = job.dataset()
     with job.opened() as store, job.group() as group:
         trainer = job.trainer(store, dataset, group)
-        _start(trainer, resume=resume)
+        _start(trainer, resume=resume, remote=job.servers is not None)
         if record is not None:
             store.observers.add(Recorder(record, list(store.tables)))
         total = _total_steps(job, dataset.train_examples)
@@ -170,8 +170,12 @@ def _watching(job: Job, store: Tables, total: int | None) -> Iterator[Callable[[
         yield display.show
 
 
-def _start(trainer: Trainer, *, resume: bool) -> None:
-    """Go back to the newest checkpoint, or make sure that nothing is overwritten."""
+def _start(trainer: Trainer, *, resume: bool, remote: bool) -> None:
+    """Go back to the newest checkpoint, or make sure that nothing is overwritten.
+
+    remote: servers have the rows, and will have those of a run that dies before it makes a
+    checkpoint. So it makes one at once, which all workers can go back to.
+    """
     from storage.errors import ConfigError
 
     def say(text: str) -> None:
@@ -180,16 +184,21 @@ def _start(trainer: Trainer, *, resume: bool) -> None:
 
     store = trainer.store
     rows = store.stored_rows
-    if resume and (store.checkpoints or rows):
-        say(f"resumed at step {trainer.resume()}")
-    elif resume:
-        say(f"{store.path} holds nothing yet: starting at step 0")
-    elif store.checkpoints or rows:
+    # All together: one worker may have looked before a server had what the last ones had pushed.
+    (holds,) = trainer.group.any(bool(store.checkpoints or rows))
+    if holds and not resume:
         step = store.checkpoints[-1] if store.checkpoints else 0
         raise ConfigError(
             f"{store.path}: expected an empty store, found {rows} rows at step {step}; add "
             f"--resume to go on, or give another --store or other --servers"
         )
+    if holds:
+        say(f"resumed at step {trainer.resume()}")
+        return
+    if resume:
+        say(f"{store.path} holds nothing yet: starting at step 0")
+    if remote:
+        trainer.checkpoint()
 
 
 def _total_steps(job: Job, examples: int | None) -> int | None:

@@ -131,6 +131,11 @@ class Trainer:
         self.progress = Progress(step=step, epoch=cursor["epoch"], batch=cursor["batch"])
         return step
 
+    def checkpoint(self) -> int:
+        """Make a checkpoint here, between steps, of all workers: its step."""
+        self.store.checkpoint(self.progress.step, self._state())
+        return self.progress.step
+
     def train(self, watch: Callable[[Progress], None] = lambda progress: None) -> Progress:
         """Train to the end of the schedule, or until ``stop``; ends with a checkpoint.
 
@@ -145,9 +150,9 @@ class Trainer:
                 self.progress.seconds = time.perf_counter() - began
                 watch(self.progress)
                 if self._agree():
-                    saved = self._checkpoint()
+                    saved = self.checkpoint()
         if saved != self.progress.step:
-            self._checkpoint()
+            self.checkpoint()
         return self.progress
 
     @torch.no_grad()
@@ -247,10 +252,6 @@ class Trainer:
         self.stopped, wanted = self.group.any(self.stop, self.store.wants_checkpoint)
         every = self.schedule.checkpoint_every
         return wanted or (every > 0 and self.progress.step % every == 0)
-
-    def _checkpoint(self) -> int:
-        self.store.checkpoint(self.progress.step, self._state())
-        return self.progress.step
 
     def _state(self) -> dict[str, Any]:
         return {

@@ -72,12 +72,14 @@ T = TypeVar("T")
 class Patience:
     """How long, and how often, one thing is tried again. stop: set when nobody wants it any more.
 
-    Threads: one.
+    In the end the attempt that took longest is told of: the last one may have had no time to learn
+    what it waits for. Threads: one.
     """
 
     def __init__(self, stop: threading.Event, deadline: float) -> None:
         self._stop = stop
-        self._began = self._said = time.monotonic()
+        self._began = self._said = self._tried = time.monotonic()
+        self._longest: tuple[float, TerraceError | None] = (-1.0, None)
         self._deadline = deadline
         self._pause = _FIRST_PAUSE
 
@@ -89,8 +91,11 @@ class Patience:
     def bear(self, error: TerraceError) -> None:
         """Wait before the next attempt. Raises: UnavailableError at the deadline."""
         now = time.monotonic()
-        waited = now - self._began
+        waited, took = now - self._began, now - self._tried
+        if took >= self._longest[0]:
+            self._longest = (took, error)
         if now >= self._deadline or self._stop.is_set():
+            error = self._longest[1] or error
             if isinstance(error, DiskFullError):
                 raise error
             raise UnavailableError(
@@ -100,11 +105,11 @@ class Patience:
         if now - self._said >= _SAY_SECONDS:
             self._said = now
             _LOG.warning("%s (for %.0f s; gives up after %.0f)", error, waited, waited + self.left)
-        if isinstance(error, ReopenError):
-            return
-        rest = getattr(error, "retry_seconds", 0.0)
-        self._stop.wait(min(self.left, rest + random.uniform(0, self._pause)))
-        self._pause = min(_LONGEST_PAUSE, 2 * self._pause)
+        if not isinstance(error, ReopenError):
+            rest = getattr(error, "retry_seconds", 0.0)
+            self._stop.wait(min(self.left, rest + random.uniform(0, self._pause)))
+            self._pause = min(_LONGEST_PAUSE, 2 * self._pause)
+        self._tried = time.monotonic()
 
 
 class Link:
