@@ -176,6 +176,11 @@ class Shard:
 
     # -- rows -----------------------------------------------------------------------------------
 
+    @property
+    def waiting(self) -> int:
+        """Calls that wait for what other clients do."""
+        return self.sessions.waiting + self.meetings.waiting
+
     def pull(
         self,
         session: Session,

@@ -10,17 +10,18 @@ Threads: gRPC's. `stop` from any thread that is not one of them.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import grpc
 
+from ps.server.calls import Calls
 from ps.server.flight import Flight
 from ps.server.health import Health
 from ps.server.metrics import Metrics
+from ps.server.refusal import Refusal
 from ps.server.service import MOST_MESSAGE_BYTES, Service
 from ps.shard import Shard
-from storage.errors import ConfigError
+from storage.errors import ConfigError, OverloadedError
 
 THREADS = 96
 """More than can wait for others, so that those others get in."""
@@ -62,12 +63,16 @@ class Endpoint:
         most_bytes: int = 256 << 20,
     ) -> None:
         self.flight = Flight(most_bytes)
-        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="terrace-serve")
+        self._calls = Calls(THREADS, lambda: shard.waiting)
         self._server = grpc.server(
-            self._threads, interceptors=interceptors, options=OPTIONS,
+            self._calls, interceptors=interceptors, options=OPTIONS,
             maximum_concurrent_rpcs=2 * THREADS,
         )  # fmt: skip
-        service = Service(shard, metrics, health, self.flight)
+        refusal = Refusal(
+            self._calls, most_bytes, lambda: shard.owner.service_seconds,
+            lambda: metrics.refused(OverloadedError.__name__),
+        )  # fmt: skip
+        service = Service(shard, metrics, health, self.flight, refusal)
         self._server.add_generic_rpc_handlers((service,))
         health.add_checks_to(self._server)
         if reflection:
@@ -78,7 +83,7 @@ class Endpoint:
             else:
                 self.port = self._server.add_secure_port(address, credentials)
         except RuntimeError as error:
-            self._threads.shutdown()
+            self._calls.shutdown()
             raise ConfigError(
                 f"--listen {address}: expected an address of this machine and a free port "
                 f"({error}); choose another"
@@ -88,7 +93,7 @@ class Endpoint:
     def stop(self, grace_seconds: float) -> None:
         """Let no call in any more; end those that are under way after so many seconds. Joins."""
         self._server.stop(grace_seconds).wait(grace_seconds + 10)
-        self._threads.shutdown()
+        self._calls.shutdown()
 
 
 def _reflect(server: grpc.Server) -> None:

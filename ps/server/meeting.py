@@ -53,6 +53,11 @@ class Meetings:
         self._waiting: Counter[tuple[str, str]] = Counter()
         self._draining = False
 
+    @property
+    def waiting(self) -> int:
+        """Calls that wait in a meeting."""
+        return self._waiting.total()
+
     def meet(
         self,
         job: str,

@@ -21,6 +21,7 @@ from ps.server.change import KINDS, record_of
 from ps.server.flight import Flight
 from ps.server.health import Health, State
 from ps.server.metrics import Metrics
+from ps.server.refusal import Refusal
 from ps.server.session import Session
 from ps.shard import Shard
 from ps.table import Table, table_from
@@ -51,17 +52,23 @@ _PIECE = 4 << 20
 _MOST_DETAILS = 1000
 _LOG = logging.getLogger("terrace.server")
 _DESCRIPTOR = wire.DESCRIPTOR.services_by_name["Shard"]
+_BULKY = {f"/{_DESCRIPTOR.full_name}/{name}" for name in ("Pull", "Push", "Write", "Delete")}
 Handler = Callable[[Frame[Any], grpc.ServicerContext], Frame[Any]]
 
 
 class Service(grpc.GenericRpcHandler):  # type: ignore[misc]
-    """See the module's docstring. flight: bounds the bytes of messages that are held."""
+    """See the module's docstring. flight: bounds the bytes of messages that are held. refusal: of
+    what is too much.
+    """
 
-    def __init__(self, shard: Shard, metrics: Metrics, health: Health, flight: Flight) -> None:
+    def __init__(
+        self, shard: Shard, metrics: Metrics, health: Health, flight: Flight, refusal: Refusal
+    ) -> None:
         self._shard = shard
         self._metrics = metrics
         self._health = health
         self._flight = flight
+        self._refusal = refusal
         self._methods: dict[str, Any] = {}
         for method in _DESCRIPTOR.methods:
             kind = getattr(wire, method.input_type.name)
@@ -72,7 +79,10 @@ class Service(grpc.GenericRpcHandler):  # type: ignore[misc]
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
         """The handler of a method, None for one that there is not."""
-        return self._methods.get(handler_call_details.method)
+        method = handler_call_details.method
+        if method in _BULKY and self._refusal.due:
+            return self._refusal.handler
+        return self._methods.get(method)
 
     # -- what all methods have in common --------------------------------------------------------
 

@@ -194,6 +194,11 @@ class Sessions:
             self._ensure_in(session)
             return min(self._clocks(session).values(), default=session.clock)
 
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for other clients, or other requests."""
+        return self._waiting
+
     def reset_clocks(self) -> None:
         """The tables went back to a checkpoint: steps are counted anew."""
         with self._condition:

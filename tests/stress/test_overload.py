@@ -19,7 +19,7 @@ import psutil
 import pytest
 
 import ps
-from ps.client.client import Client
+from ps.client.client import PIECE_BYTES, Client
 from ps.client.identity import Identity
 from ps.client.link import OPTIONS
 from ps.wire import terrace_pb2 as wire
@@ -27,7 +27,8 @@ from ps.wire.frame import Frame
 from tests.stress.server import Server
 
 TABLE = ps.Table("rows", dim=64, optimizer=ps.SGD(lr=1.0), init=ps.Zeros())
-STORED, PULLED = 60_000, 4_000
+STORED = 60_000
+PULLED = PIECE_BYTES // (4 * TABLE.dim + 16)  # as clients cut their pulls
 DEADLINE_SECONDS = 2.0
 PATH = "/terrace.v1.Shard/Pull"
 RAM = 256 << 20
@@ -36,7 +37,7 @@ ALLOWED = {"OK", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED", "UNAVAILABLE"}
 
 
 class Load:
-    """Pulls of 4,000 rows over connections of its own, and what became of them."""
+    """Pulls of pieces of 4 MiB over connections of its own, and what became of them."""
 
     def __init__(self, client: Client, address: str) -> None:
         rng = np.random.default_rng(0)

@@ -21,9 +21,10 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 import ps
-from ps.server.endpoint import THREADS, Endpoint
+from ps.server.endpoint import Endpoint
 from ps.server.health import Health, State
 from ps.server.metrics import Metrics
+from ps.server.refusal import MOST_CALLS
 from ps.server.service import MOST_MESSAGE_BYTES
 from ps.wire import terrace_pb2 as wire
 from ps.wire.frame import Frame
@@ -123,21 +124,21 @@ def test_health_is_told_on_the_same_port(served: Served) -> None:
     assert status() != well
 
 
-def test_more_calls_than_there_are_threads_for_are_refused_at_once(served: Served) -> None:
-    session = served.open()
-    data = Frame(ask(session), KEYS).pack()
-    with owner_held(served) as go:
-        calls = [served.raw("Pull", data) for _ in range(256)]
-        refused = threading.Semaphore(0)
-        for call in calls:
-            call.add_done_callback(lambda _: refused.release())
-        # While nothing is done all those that are too many have their answer.
-        for _ in range(256 - 2 * THREADS - 8):
-            assert refused.acquire(timeout=SECONDS)
-        go.set()
-        codes = [call.exception().code().name if call.exception() else "OK" for call in calls]
+def test_more_calls_than_can_be_worked_on_are_refused_at_once(tmp_path: Path) -> None:
+    with served_at(tmp_path / "shard", most_bytes=1 << 30) as served:
+        data = Frame(ask(served.open()), KEYS).pack()
+        with owner_held(served) as go:
+            calls = [served.raw("Pull", data) for _ in range(256)]
+            refused = threading.Semaphore(0)
+            for call in calls:
+                call.add_done_callback(lambda _: refused.release())
+            # While nothing is done all those that are too many have their answer.
+            for _ in range(256 - MOST_CALLS):
+                assert refused.acquire(timeout=SECONDS)
+            go.set()
+            codes = [call.exception().code().name if call.exception() else "OK" for call in calls]
     assert set(codes) == {"OK", "RESOURCE_EXHAUSTED"}
-    assert codes.count("OK") >= THREADS
+    assert codes.count("OK") == MOST_CALLS
     wait_for(lambda: served.endpoint.flight.held == 0)
 
 
