@@ -60,6 +60,9 @@ def network(
     dim: Annotated[int, typer.Option(help="Floats of a row.", min=1, max=4096)] = 64,
     rounds: Annotated[int, typer.Option(help="Medians are over so many rounds.", min=1)] = 21,
     shards: Annotated[str, typer.Option(help="Numbers of shards to try.")] = "1,2",
+    clients: Annotated[
+        int, typer.Option(help="Processes that ask at once, for rows/s by shards.", min=1, max=64)
+    ] = 1,
     tls: Annotated[Path | None, typer.Option(help="Also with the certificates here.")] = None,
     json: Annotated[Path | None, typer.Option(help="Write the figures as one JSON object.")] = None,
 ) -> int:
@@ -84,13 +87,13 @@ def network(
         raise ConfigError(f"--shards: expected numbers from 1 to 64 such as 1,2, got {shards!r}")
     if rows > stored:
         raise ConfigError(f"--rows: expected --stored ({stored}) at most, got {rows}")
-    plan = Plan(dir, stored, rows, dim, rounds, [int(number) for number in numbers], tls)
+    plan = Plan(dir, stored, rows, dim, rounds, [int(number) for number in numbers], tls, clients)
     try:
         figures = bench_network(plan, Ticker())
     finally:
         shutil.rmtree(dir, ignore_errors=True)
     show_table(f"{rows:,} rows x {dim} float32", _shown_network(figures))
-    write_json(json, {"rows": rows, "dim": dim, **figures})
+    write_json(json, {"rows": rows, "dim": dim, "clients": clients, **figures})
     return 0
 
 

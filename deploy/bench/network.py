@@ -24,6 +24,7 @@ import numpy as np
 
 import ps
 from deploy.bench.bare import PULL, PUSH
+from deploy.bench.crowd import Crowd, Task
 from deploy.served import Served
 from ps.client.client import PIECE_BYTES, Client, Step
 from ps.client.identity import Identity
@@ -33,13 +34,15 @@ from storage.rows import Counts, Floats, Keys
 _TABLE = "bench"
 _WRITE = 1 << 16
 _WARM_UP = 3
+_TOGETHER_SECONDS = 2.0
 Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Plan:
     """What to measure. folder: new. stored: rows at each shard, all in its RAM. rows: of one pull
-    or push. shards: numbers of servers to try. tls: also with TLS on both sides.
+    or push. shards: numbers of servers to try. tls: also with TLS on both sides. clients: how many
+    processes ask at once where rows a second are counted; 1 is this one.
     """
 
     folder: Path
@@ -49,6 +52,7 @@ class Plan:
     rounds: int
     shards: Sequence[int]
     tls: Path | None = None
+    clients: int = 1
 
     @property
     def ram(self) -> str:
@@ -68,8 +72,11 @@ def bench_network(plan: Plan, say: Say) -> dict[str, Any]:
         say(f"{shards} shard{'s' if shards > 1 else ''}")
         with _serving(plan, shards, ps.Credentials(), ()) as client, _bare() as bare:
             seconds = _rounds(plan, client, bare)
-        figures["rows_per_s"][str(shards)] = plan.rows / seconds["pull"]
-        figures["push_rows_per_s"][str(shards)] = plan.rows / seconds["push"]
+            rates = {name: plan.rows / seconds[name] for name in ("pull", "push")}
+            if plan.clients > 1:
+                rates = _together(plan, client)
+        figures["rows_per_s"][str(shards)] = rates["pull"]
+        figures["push_rows_per_s"][str(shards)] = rates["push"]
         if shards == plan.shards[0]:
             figures |= _beside_bare(plan, seconds)
     if plan.tls is not None:
@@ -80,6 +87,15 @@ def bench_network(plan: Plan, say: Say) -> dict[str, Any]:
         for name in ("pull", "push"):
             figures[f"mtls_{name}_bytes_per_s"] = plan.size / seconds[name]
     return figures
+
+
+def _together(plan: Plan, client: Client) -> dict[str, float]:
+    """Rows a second of several clients."""
+    addresses = ",".join(link.address for link in client.links)
+    stored = plan.stored * len(client.links)
+    task = Task(addresses, _TABLE, plan.dim, plan.rows, stored, _TOGETHER_SECONDS)
+    with Crowd(plan.clients, task) as crowd:
+        return {name: crowd.rows_per_s(name) for name in ("pull", "push")}
 
 
 def _beside_bare(plan: Plan, seconds: dict[str, float]) -> dict[str, float]:

@@ -130,6 +130,7 @@ class Link:
         *,
         timeout_seconds: float,
     ) -> None:
+        self.address = address
         self.name = f"shard {place[0]} at {address}"
         self.identity = identity
         self.timeout_seconds = timeout_seconds
