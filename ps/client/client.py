@@ -108,7 +108,7 @@ class Client:
         self.outboxes = [Outbox(link, most_bytes=most) for link in self.links]
         self._held: dict[int, tuple[str, Frame[Any]]] = {}
         self._order = RLock()  # a reader in another thread may `flush` meanwhile
-        self.broken: BaseException | None = None
+        self.broken: str | None = None
         self.rows = 0
         try:
             self.open()
@@ -288,15 +288,15 @@ class Client:
         """Of one change, from here on whole or not at all: an error inside breaks it for good."""
         with self._order:
             if self.broken is not None:
-                reason = str(self.broken) or type(self.broken).__name__
                 raise StoreError(
-                    f"{self.links[0].name}: a change was interrupted ({reason}), so shards may "
+                    f"{self.links[0].name}: a change was interrupted ({self.broken}), so shards may "
                     f"have a part of it; go back to a checkpoint, in every worker (resume())"
-                ) from self.broken
+                )
             try:
                 yield
             except BaseException as error:
-                self.broken = error
+                # Not the error: its traceback would keep the step's rows in use.
+                self.broken = str(error) or type(error).__name__
                 raise
 
     def _hold(self, shard: int, method: str, frame: Frame[Any]) -> None:
