@@ -289,8 +289,8 @@ class Client:
         with self._order:
             if self.broken is not None:
                 raise StoreError(
-                    f"{self.links[0].name}: a change was interrupted ({self.broken}), so shards may "
-                    f"have a part of it; go back to a checkpoint, in every worker (resume())"
+                    f"{self.links[0].name}: a change was interrupted ({self.broken}), so shards "
+                    f"may have a part of it; go back to a checkpoint, in every worker (resume())"
                 )
             try:
                 yield
