@@ -133,6 +133,13 @@ class Tables(ABC):
     def enter(self, working_set: WorkingSet) -> None:  # noqa: B027 - most have nothing to do
         """A batch that was staged ahead is about to be used; in the loop's thread."""
 
+    def rows_of(self, working_set: WorkingSet, table: str) -> tuple[torch.Tensor, Positions]:
+        """Where a batch's rows of one table are, for one use: a tensor, (C, D) float32 on
+        ``device``, and the place of each there, (U,) int64. In the loop's thread.
+        """
+        embeddings: torch.Tensor = self.stacks[table].top.array.embeddings
+        return embeddings, working_set.parts[table].positions
+
     def settle(self, tick: int | None = None) -> None:
         """Unpin what was released up to and including ``tick`` (None: all of it).
 

@@ -65,12 +65,7 @@ class EmbeddingBag(nn.Module):
             weights = bags.weights(per_sample_weights)
             return evaluated(self.store, self.table, self.mode, bags, weights)
         staged = find_staged(self, (input, offsets))
-        hold = staged.working_set.hold()  # before anything can fail
-        bags = staged.call.lookups[0][1]
-        use = Use(
-            self.store, self.table, self.mode, bags, staged.working_set.parts[self.table],
-            staged.inverses[0], bags.weights(per_sample_weights), hold,
-        )  # fmt: skip
+        use = Use.of(self.store, self.mode, staged, 0, per_sample_weights)
         return pooled(use, per_sample_weights)
 
     def prepare(self, input: Tensor, offsets: Tensor | None = None) -> list[tuple[str, Bags]]:

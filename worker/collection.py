@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from ps.tables import Tables
 from storage.errors import ConfigError, MismatchError
 from storage.keys import as_keys
-from storage.rows import Floats
 from worker.bag import find_staged
 from worker.input import Bags
 from worker.lookup import Use, evaluated, pooled
@@ -158,11 +157,8 @@ class EmbeddingBagCollection(nn.Module):
             ]  # fmt: skip
         staged = find_staged(self, (features,))
         found = []
-        for (table, bags), inverse in zip(staged.call.lookups, staged.inverses, strict=True):
-            factors: Floats = bags.weights(weights.get(table))
-            part = staged.working_set.parts[table]
-            hold = staged.working_set.hold()
-            use = Use(self.store, table, self.mode, bags, part, inverse, factors, hold)
+        for number, (table, _) in enumerate(staged.call.lookups):
+            use = Use.of(self.store, self.mode, staged, number, weights.get(table))
             found.append((table, pooled(use, weights.get(table))))
         return found
 

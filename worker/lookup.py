@@ -23,9 +23,9 @@ from ps.gradient import all_finite
 from ps.record import Record
 from ps.tables import Tables
 from ps.workingset import Hold, Part
-from storage.array import FloatArray
 from storage.errors import ConfigError
 from storage.rows import Floats, Positions
+from worker.call import Staged
 from worker.input import Bags
 from worker.pooling import pool_max, pool_mean, pool_sum, pool_tensors, weight_gradients
 
@@ -36,7 +36,10 @@ _KERNELS: dict[str, Callable[..., Any]] = {"sum": pool_sum, "mean": pool_mean, "
 
 @dataclass(slots=True)
 class Use:
-    """What one forward pass leaves for its backward."""
+    """What one forward pass leaves for its backward.
+
+    rows: (C, D) float32 that has the batch's rows. places: (N,) int64, where each access's is.
+    """
 
     store: Tables
     table: str
@@ -46,12 +49,22 @@ class Use:
     inverse: NDArray[np.int32]
     weights: Floats
     hold: Hold
+    rows: Tensor
+    places: Positions
     argmax: NDArray[np.int32] | None = None
 
-    @property
-    def places(self) -> Positions:
-        """(N,) int64: the position of each access."""
-        return self.part.positions[self.inverse]
+    @staticmethod
+    def of(store: Tables, mode: str, staged: Staged, number: int, weights: Tensor | None) -> Use:
+        """Of lookup ``number`` of a call that is staged."""
+        working_set = staged.working_set
+        hold = working_set.hold()  # before anything can fail
+        table, bags = staged.call.lookups[number]
+        inverse = staged.inverses[number]
+        rows, places = store.rows_of(working_set, table)
+        return Use(
+            store, table, mode, bags, working_set.parts[table], inverse, bags.weights(weights),
+            hold, rows, places[inverse],
+        )  # fmt: skip
 
 
 def anchor(store: Tables, table: str) -> Tensor:
@@ -95,13 +108,11 @@ class _Pooled(torch.autograd.Function):
         ctx.use = use
         if per_sample_weights is not None:
             ctx.weights = (per_sample_weights.shape, per_sample_weights.dtype)
-        array = use.store.stacks[use.table].top.array
-        assert isinstance(array, FloatArray)
         args = (use.places, use.bags.starts, use.weights)
-        if array.host is None:
-            out, use.argmax = pool_tensors(array.embeddings, *args, use.mode)
+        if use.rows.device.type == "cpu":
+            out, use.argmax = _pool_host(use.rows.numpy(), *args, use.mode, use.store)
         else:
-            out, use.argmax = _pool_host(array.host[0], *args, use.mode, use.store)
+            out, use.argmax = pool_tensors(use.rows, *args, use.mode)
         return out
 
     @staticmethod
@@ -157,16 +168,14 @@ def _finite(gradient: Tensor) -> bool:
 
 def _weight_gradient(use: Use, gradient: Tensor, given: tuple[torch.Size, torch.dtype]) -> Tensor:
     """Gradient of per_sample_weights in their own shape and dtype, 0 for padding."""
-    array = use.store.stacks[use.table].top.array
-    assert isinstance(array, FloatArray)
     slopes = np.empty(len(use.bags.keys), np.float32)
     bags, places = use.bags.bag_of(), use.places
-    if array.host is None:
+    if use.rows.device.type != "cpu":
         chosen = torch.from_numpy(places).to(gradient.device)
         which = torch.from_numpy(bags.astype(np.int64)).to(gradient.device)
-        slopes[:] = (array.embeddings[chosen] * gradient[which]).sum(1).cpu().numpy()
+        slopes[:] = (use.rows[chosen] * gradient[which]).sum(1).cpu().numpy()
     else:
-        args = (array.host[0], places, bags, gradient.numpy(), slopes)
+        args = (use.rows.numpy(), places, bags, gradient.numpy(), slopes)
         use.store.pool.run(weight_gradients, len(slopes), *args)
     full = np.zeros(given[0].numel(), np.float32)
     full[slice(None) if use.bags.kept is None else use.bags.kept] = slopes
