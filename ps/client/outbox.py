@@ -6,6 +6,9 @@ answered (durability "interval"), a change stays here until the shard says that 
 is repeated when the shard comes back without it. All that is bounded in bytes: at half the bound
 the shard is asked for a cut, at the bound `put` waits.
 
+A shard that was started anew waits for all its clients, so one that has nothing to send asks now
+and then whether the shard still knows it.
+
 What is on its way belongs to a *turn*, which ends when changes are sent again from an earlier one
 on; an answer of an older turn says nothing about this one. A *life* is one incarnation's.
 
@@ -29,6 +32,7 @@ from ps.wire.status import ReopenError
 from storage.errors import LostError, ShardError, TerraceError, UnavailableError
 
 _IN_FLIGHT = 2
+_QUIET_SECONDS = 5.0
 _CUT_SECONDS = 600.0
 
 
@@ -53,16 +57,20 @@ class _Flight:
 
 class Outbox:
     """See the module's docstring; of ``link``, whose session is open. most_bytes: of all changes
-    that are here; a larger one may be here alone.
+    that are here; a larger one may be here alone. quiet_seconds: without anything to send, after
+    which the shard is asked.
 
     skipped: rows that the shard left out. wants_checkpoint: the shard's disk is nearly full.
     """
 
-    def __init__(self, link: Link, *, most_bytes: int) -> None:
+    def __init__(
+        self, link: Link, *, most_bytes: int, quiet_seconds: float = _QUIET_SECONDS
+    ) -> None:
         self.skipped = 0
         self.wants_checkpoint = False
         self._link = link
         self._most_bytes = most_bytes
+        self._quiet_seconds = quiet_seconds
         self._keeps = False
         self._changed = threading.Condition()
         self._entries: deque[_Entry] = deque()  # all that may have to be sent again
@@ -128,11 +136,14 @@ class Outbox:
     def _run(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(self._has_work)
+                called = self._changed.wait_for(self._has_work, self._quiet_seconds)
                 if self._closing:
                     return
+                quiet = not called and self._failure is None
                 full, life = self._full, self._life
             try:
+                if quiet:
+                    self._show_up()
                 if full:
                     self._cut(life)
                 self._send()
@@ -165,6 +176,19 @@ class Outbox:
         answered = self._answered == self.last and not self._flying
         much = self._wanted or 2 * self._bytes > self._most_bytes
         return self._keeps and answered and bool(self._bytes) and much
+
+    def _show_up(self) -> None:
+        """Open the session again at a shard that was started anew; one that is away may be."""
+        seen = self._link.openings
+        request = wire.LookRequest(what="session", session=self._link.identity.session)
+        try:
+            future = self._link.start("Look", request.SerializeToString(), self._quiet_seconds)
+            self._link.finish("Look", future)
+        except ReopenError:
+            if seen:  # not the first opening, which is the client's
+                self._link.open(seen)
+        except PASSING:
+            return
 
     def _send(self) -> None:
         while True:

@@ -281,8 +281,11 @@ class Service(grpc.GenericRpcHandler):  # type: ignore[misc]
             piece = tensors[told.offset : told.offset + _PIECE]
             self._hold(len(piece), context)
             return Frame(wire.LookReply(text=tree, size=len(tensors)), piece)
+        if told.what == "session":
+            self._session(told)
+            return Frame(wire.LookReply())
         raise RefusedError(
-            f"look: expected stats, digest, check, tables or state, got {told.what[:40]!r}"
+            f"look: expected stats, digest, check, tables, state or session, got {told.what[:40]!r}"
         )
 
 

@@ -241,14 +241,16 @@ class CheckpointReply(_message.Message):
     def __init__(self, boot: _Optional[int] = ..., step: _Optional[int] = ...) -> None: ...
 
 class LookRequest(_message.Message):
-    __slots__ = ("what", "offset", "step")
+    __slots__ = ("what", "offset", "step", "session")
     WHAT_FIELD_NUMBER: _ClassVar[int]
     OFFSET_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
+    SESSION_FIELD_NUMBER: _ClassVar[int]
     what: str
     offset: int
     step: int
-    def __init__(self, what: _Optional[str] = ..., offset: _Optional[int] = ..., step: _Optional[int] = ...) -> None: ...
+    session: Session
+    def __init__(self, what: _Optional[str] = ..., offset: _Optional[int] = ..., step: _Optional[int] = ..., session: _Optional[_Union[Session, _Mapping]] = ...) -> None: ...
 
 class LookReply(_message.Message):
     __slots__ = ("text", "size", "piece")

@@ -19,9 +19,11 @@ from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import DecodeError
 
 import ps
+from ps.server.calls import Calls
 from ps.server.flight import Flight
 from ps.server.health import Health
 from ps.server.metrics import Metrics
+from ps.server.refusal import Refusal
 from ps.server.service import Service
 from ps.shard import Shard
 from ps.state import pack_state
@@ -81,7 +83,8 @@ class Fuzzer:
         self.flight = Flight(32 << 20)
         self._shard = shard
         self._rng = np.random.default_rng(seed)
-        self._service = Service(shard, Metrics(), Health(), self.flight)
+        refusal = Refusal(Calls(1, lambda: 0), 32 << 20, lambda: 0.0, lambda: None)
+        self._service = Service(shard, Metrics(), Health(), self.flight, refusal)
         self._people = 0
         self.begin()
 

@@ -36,13 +36,18 @@ def describe() -> list[str]:
 
 @contextmanager
 def sending(
-    address: str, *, most_bytes: int = 1 << 20, seconds: float = SECONDS, incarnation: int = 1
+    address: str,
+    *,
+    most_bytes: int = 1 << 20,
+    seconds: float = SECONDS,
+    incarnation: int = 1,
+    **options: Any,
 ) -> Iterator[tuple[Link, Outbox]]:
     who = Identity("job", incarnation=incarnation)
     link = Link(
         address, (0, 1), who, describe(), Credentials().channel, timeout_seconds=seconds
     )  # fmt: skip
-    outbox = Outbox(link, most_bytes=most_bytes)
+    outbox = Outbox(link, most_bytes=most_bytes, **options)
     try:
         link.open(0)
         yield link, outbox
@@ -372,3 +377,23 @@ def test_skipped_rows_are_counted_once(tmp_path: Path) -> None:
         outbox.put("Push", push(float("inf")))
         outbox.flush()
         assert outbox.skipped == 2
+
+
+@pytest.mark.parametrize("durability", ["strict", "interval"])
+def test_one_that_has_nothing_to_send_shows_up_at_a_shard_that_was_started_anew(
+    tmp_path: Path, durability: str
+) -> None:
+    with (
+        serving(tmp_path, durability=durability) as (served,),
+        sending(served.address, quiet_seconds=0.02) as (link, outbox),
+    ):
+        outbox.put("Push", push(3))
+        outbox.flush()
+        served.crash()
+        assert link.openings == 1
+        served.start()
+        assert served.shard is not None
+        sessions = served.shard.sessions
+        wait_until(lambda: sessions.open_count and not sessions.recovering, "the idle client")
+        wait_until(lambda: link.openings == 2, "the end of the opening")
+        assert value(served) == 3
