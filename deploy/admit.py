@@ -44,11 +44,13 @@ def admission(
 def report(stats: Mapping[str, Any], table: str) -> dict[str, Any] | None:
     """What was declared and what came of it in this run, as JSON values; None when it is off.
 
-    stats: of the store; servers are counted together. threshold: uses, or the probability of each.
-    keys_admitted, keys_refused: of each step, summed up. gradients_dropped: uses of keys refused.
+    stats: of the store; servers, or workers, are counted together. threshold: uses, or the
+    probability of each. keys_admitted, keys_refused: of each step, summed up. gradients_dropped:
+    uses of keys refused.
     rows: of the table.
     """
-    parts = [each["tables"][table] for each in stats.get("shards", [stats])]
+    each = stats.get("shards") or stats.get("workers") or [stats]
+    parts = [one["tables"][table] for one in each]
     if "admission" not in parts[0]:
         return None
     found = dict(parts[0]["admission"])

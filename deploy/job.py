@@ -62,6 +62,11 @@ class Job:
     push: str = "256MiB"
     launch: Launch = Launch()  # noqa: RUF009 - a value, never changed
 
+    @property
+    def shared(self) -> bool:
+        """Whether rows are at servers, or at several workers."""
+        return self.servers is not None or self.launch.world > 1
+
     def dataset(self) -> Dataset:
         """The data, opened; a few lines are read."""
         return open_dataset(
@@ -83,22 +88,17 @@ class Job:
 
     @contextmanager
     def opened(self) -> Iterator[ps.Tables]:
-        """The store, closed at the end. Raises: ConfigError with several workers and no servers."""
+        """The store, closed at the end; of several workers after they have met."""
         if self.servers is not None:
             with self._connected(self.servers) as remote:
                 yield remote
             return
-        if self.launch.world > 1:
-            raise ConfigError(
-                f"--store {self.store}: expected one worker, got {self.launch.world}: a folder is "
-                f"opened by one process; let servers hold the rows, by --servers"
-            )
         with ps.open(
             self.store, [self.table()], ram=parse_size(self.ram, "--ram"),
             disk=None if self.disk is None else parse_size(self.disk, "--disk"),
             hbm=None if self.hbm is None else parse_size(self.hbm, "--hbm"),
             device=self.launch.device(self.device), durability=self.durability, policy=self.policy,
-            threads=self.threads, ghost=self.ghost,
+            threads=self.threads, ghost=self.ghost, launch=self.launch,
         ) as store:  # fmt: skip
             yield store
 

@@ -30,10 +30,12 @@ def export(
     import ps
     from deploy.progress import Ticker
     from deploy.report import write_json
+    from ps.launch import Launch
     from ps.transfer import export_store
 
     show = Ticker()
-    with ps.open(directory, None, ram=ram) as store:
+    with ps.open(directory, None, ram=ram, launch=Launch()) as store:
+        assert isinstance(store, ps.Store)
         report = export_store(
             store, destination, format=format, progress=lambda n: show(f"exported {n:,} rows")
         )

@@ -62,13 +62,19 @@ def _bytes(store: Tables, stats: dict[str, Any]) -> dict[str, int]:
             found[tier["tier"]] = found.get(tier["tier"], 0) + tier["rows"] * row
         found["ram_budget"] += tables["ram_bytes"]["total"]
         found["ram_peak"] += tables["ram_bytes"]["peak"]
-    found["file"] = sum(each["disk_bytes"]["file"] for each in stats.get("shards", [stats]))
+    found["file"] = sum(each["disk_bytes"]["file"] for each in _parts(stats))
     return found
 
 
 def _tables(stats: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    """The tables of the store, or of each of its shards, as `Stack.report` has them."""
-    return [pair for each in stats.get("shards", [stats]) for pair in each["tables"].items()]
+    """The tables of the store, or of each of its shards or workers, as `Stack.report` has them."""
+    return [pair for each in _parts(stats) for pair in each["tables"].items()]
+
+
+def _parts(stats: dict[str, Any]) -> list[dict[str, Any]]:
+    """Of each store that has a part of the rows."""
+    parts: list[dict[str, Any]] = stats.get("shards") or stats.get("workers") or [stats]
+    return parts
 
 
 def _staleness(stats: dict[str, Any]) -> dict[str, int]:

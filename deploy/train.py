@@ -137,9 +137,9 @@ def _train(job: Job, *, resume: bool, json: Path | None, record: Path | None) ->
     from storage.recorder import Recorder
 
     dataset = job.dataset()
-    with job.opened() as store, job.group() as group:
+    with job.group() as group, job.opened() as store:
         trainer = job.trainer(store, dataset, group)
-        _start(trainer, resume=resume, remote=job.servers is not None)
+        _start(trainer, resume=resume, shared=job.shared)
         if record is not None:
             store.observers.add(Recorder(record, list(store.tables)))
         total = _total_steps(job, dataset.train_examples)
@@ -148,9 +148,9 @@ def _train(job: Job, *, resume: bool, json: Path | None, record: Path | None) ->
         figures = None if trainer.stopped else trainer.evaluate()
         skipped_rows = int(group.sum(torch.tensor(trainer.sparse.skipped_rows)))
         report = None
-        if job.launch.leads:
+        if job.launch.leads or job.servers is None:  # workers that own the rows report together
             report = report_of(store, progress, figures, dataset.bad_lines, skipped_rows)
-    if report is not None:
+    if report is not None and job.launch.leads:
         show(job, report, interrupted=trainer.stopped)
         write_json(json, report)
     return 130 if trainer.stopped else 0
@@ -170,11 +170,11 @@ def _watching(job: Job, store: Tables, total: int | None) -> Iterator[Callable[[
         yield display.show
 
 
-def _start(trainer: Trainer, *, resume: bool, remote: bool) -> None:
+def _start(trainer: Trainer, *, resume: bool, shared: bool) -> None:
     """Go back to the newest checkpoint, or make sure that nothing is overwritten.
 
-    remote: servers have the rows, and will have those of a run that dies before it makes a
-    checkpoint. So it makes one at once, which all workers can go back to.
+    shared: servers, or other workers, have rows too, and will have those of a run that dies before
+    it makes a checkpoint. So it makes one at once, which all can go back to.
     """
     from storage.errors import ConfigError
 
@@ -197,7 +197,7 @@ def _start(trainer: Trainer, *, resume: bool, remote: bool) -> None:
         return
     if resume:
         say(f"{store.path} holds nothing yet: starting at step 0")
-    if remote:
+    if shared:
         trainer.checkpoint()
 
 

@@ -19,6 +19,7 @@ import torch
 from ps.admission import CountMin, ExactCount, Probability
 from ps.client.connection import Connection, connect_store
 from ps.client.credentials import Credentials
+from ps.cluster.opening import check_layout, open_partitioned
 from ps.launch import Launch
 from ps.optimizer import FTRL, SGD, Adagrad, Adam, RowWiseAdagrad, RowWiseAdam
 from ps.settings import Settings, as_device
@@ -66,8 +67,12 @@ def open(
     threads: int | None = None,
     policy: str = DEFAULT_POLICY,
     ghost: bool = False,
-) -> Store:
+    launch: Launch | None = None,
+) -> Tables:
     """Open the store in directory ``path``, or make it: all tiers in this process.
+
+    Started by torchrun, several processes open one store together, each the owner of a part of the
+    keys, in ``path/RANK-of-WORLD``: see `ps.cluster.partitioned`. Budgets are of each.
 
     tables: what it holds; None opens a store as it was made. ram, disk, hbm: budgets in bytes
     ("8GiB"); disk None is as far as the disk goes. hbm: a third tier on ``device``; needed when
@@ -77,7 +82,8 @@ def open(
     reads and writes in the background, while the file is at most a third longer than its rows
     need. threads: for kernels, None is one a core. policy: who is evicted first, one of
     `storage.policy.POLICIES`; results do not depend on it. ghost: estimate in ``store.ghost`` what
-    other sizes of RAM would hit; takes 1/48 of it, 410 KiB at most.
+    other sizes of RAM would hit; takes 1/48 of it, 410 KiB at most. launch: this worker's place
+    among several, None: as torchrun says.
 
     Raises: ConfigError; LockedError; MismatchError; StoreError.
     """
@@ -93,6 +99,10 @@ def open(
         interval_seconds=interval_seconds,
         compact_bytes_per_second=parse_size(compact, "compact"),
     )
+    place = Launch.of(os.environ) if launch is None else launch
+    if place.world > 1:
+        return open_partitioned(path, tables, settings, place)
+    check_layout(Path(path), 1)
     return Store(path, tables, settings)
 
 

@@ -142,6 +142,17 @@ def condense(dim: int, records: Sequence[Record], pool: Pool) -> tuple[Positions
     return union, gradients, _uses(records, numbers, len(union))
 
 
+def merged(dim: int, records: Sequence[Record], pool: Pool) -> tuple[Positions, Tensor, Counts]:
+    """`condense`, the sums (U, D) left where the gradients are. records: one or more."""
+    if records[0].gradient.device.type == "cpu":
+        positions, gradients, uses = condense(dim, records, pool)
+        return positions, torch.from_numpy(gradients), uses
+    union, numbers = _united(records)
+    inverses = [number[r.inverse] for r, number in zip(records, numbers, strict=True)]
+    total = _merged_on_device(records, inverses, len(union))
+    return union, total, _uses(records, numbers, len(union))
+
+
 def condensed(dim: int, records: Sequence[Record], pool: Pool) -> Record:
     """One record in place of several, with the same sums and all their pins."""
     positions, gradients, uses = condense(dim, records, pool)

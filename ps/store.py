@@ -29,6 +29,7 @@ from ps.digest import rows_digest
 from ps.directory import StoreDirectory
 from ps.doorkeeper import Doorkeeper, doorkeepers
 from ps.ghost import Ghost
+from ps.pool import Pool
 from ps.record import Record, apply
 from ps.settings import Settings
 from ps.stack import Stack, make_stacks, sizes
@@ -58,7 +59,8 @@ class Store(Tables):
             undo.callback(directory.close)
             undo.push(lambda kind, *_: directory.discard() if kind else None)
             self.path = directory.path
-            super().__init__(self.path, directory.tables, settings.device, settings.threads)
+            pool = Pool(settings.threads)
+            super().__init__(self.path, directory.tables, settings.device, pool)
             undo.callback(self.pool.close)
             undo.callback(self.observers.close)
             self._log = BlockLog(self.path, list(self.tables), disk_bytes=settings.disk)
@@ -79,7 +81,9 @@ class Store(Tables):
 
     # -- batches ---------------------------------------------------------------------------------
 
-    def stage_asked(self, asked: Mapping[str, Asked], *, ahead: int = 0) -> WorkingSet:
+    def stage_asked(
+        self, asked: Mapping[str, Asked], *, ahead: int = 0, beside: bool = False
+    ) -> WorkingSet:
         """See `Tables.stage_asked`; rows are never behind here."""
         self._upkeep.prepare({name: len(one.keys) for name, one in asked.items()})
         self._upkeep.compactor.wake()

@@ -64,6 +64,20 @@ class Announcements(Protocol):
         ...
 
 
+class NothingComes:
+    """`Announcements` that make no difference."""
+
+    def announce(self, batch: Mapping[str, Asked]) -> None:
+        """See `Announcements`."""
+
+    def give_up(self) -> bool:
+        """See `Announcements`."""
+        return False
+
+    def end(self) -> None:
+        """See `Announcements`."""
+
+
 class Tables(ABC):
     """See the module's docstring.
 
@@ -79,12 +93,12 @@ class Tables(ABC):
     stacks: Mapping[str, Any]
 
     def __init__(
-        self, path: Any, tables: Iterable[Table], device: torch.device, threads: int
+        self, path: Any, tables: Iterable[Table], device: torch.device, pool: Pool
     ) -> None:
         self.path = path
         self.device = device
         self.tables = {table.name: table for table in tables}
-        self.pool = Pool(threads)
+        self.pool = pool
         self.tick = 0
         self.waiting: dict[str, list[Record]] = {}
         self.anchors: dict[str, torch.Tensor] = {}
@@ -123,11 +137,13 @@ class Tables(ABC):
             return {t: Asked.of(self._spec(t), k, self._deduper) for t, k in requests.items()}
 
     @abstractmethod
-    def stage_asked(self, asked: Mapping[str, Asked], *, ahead: int = 0) -> WorkingSet:
+    def stage_asked(
+        self, asked: Mapping[str, Asked], *, ahead: int = 0, beside: bool = False
+    ) -> WorkingSet:
         """`stage` what `ask` returned, announced to ``coming`` or not.
 
         ahead: the most steps that come before the batch is used. With more than 0 it has to be
-        `enter`ed then.
+        `enter`ed then. beside: another thread trains meanwhile.
         """
 
     def enter(self, working_set: WorkingSet) -> None:  # noqa: B027 - most have nothing to do
@@ -149,6 +165,11 @@ class Tables(ABC):
             while self._released and (tick is None or self._released[0][0] <= tick):
                 self._unpin(self._released.popleft()[1].parts)
 
+    def begin_prefetch(self, *, beside: bool) -> None:
+        """A prefetch loop begins, and will `end_prefetch`. beside: with a thread of its own."""
+        self.settle()
+        self.prefetching = True
+
     def end_prefetch(self) -> None:
         """A prefetch loop is over: `settle`, unless the store was closed or has stopped."""
         self.prefetching = False
@@ -163,6 +184,11 @@ class Tables(ABC):
         return False
 
     # -- steps -----------------------------------------------------------------------------------
+
+    @property
+    def due(self) -> list[str]:
+        """Tables that a step has gradients for."""
+        return [name for name in self.tables if self.waiting.get(name)]
 
     @abstractmethod
     def stepping(self) -> AbstractContextManager[None]:
@@ -180,6 +206,16 @@ class Tables(ABC):
         lr, step: of this step, step 1 the first. scale: multiplies all gradients. The rows must be
         pinned by the records' holds.
         """
+
+    def squares(self, table: str, record: Record | None) -> float:
+        """The sum of squares of a table's gradient, of all workers together where they step
+        together. record: this worker's, merged; None where it has none.
+        """
+        return 0.0 if record is None else float(record.gradient.double().square().sum())
+
+    def most(self, count: int) -> int:
+        """The largest that a worker says, where they step together."""
+        return count
 
     def await_steps(self) -> None:  # noqa: B027 - most have nothing to wait for
         """Return when all steps that were made are applied, wherever the rows are."""

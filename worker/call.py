@@ -72,13 +72,18 @@ def ask(store: Tables, calls: Sequence[Call]) -> Mapping[str, Asked]:
 
 
 def stage(
-    store: Tables, calls: Sequence[Call], asked: Mapping[str, Asked], *, ahead: int = 0
+    store: Tables,
+    calls: Sequence[Call],
+    asked: Mapping[str, Asked],
+    *,
+    ahead: int = 0,
+    beside: bool = False,
 ) -> list[Staged]:
     """Make the rows of several calls resident as one working set, which nobody holds yet.
 
-    ahead: see `Tables.stage_asked`.
+    ahead, beside: see `Tables.stage_asked`.
     """
-    working_set = store.stage_asked(asked, ahead=ahead)
+    working_set = store.stage_asked(asked, ahead=ahead, beside=beside)
     inverses = {table: iter(part.inverses) for table, part in working_set.parts.items()}
     return [
         Staged(call, working_set, [next(inverses[table]) for table, _ in call.lookups])

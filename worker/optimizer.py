@@ -74,10 +74,10 @@ class SparseOptimizer(torch.optim.Optimizer):
     def _apply(self) -> None:
         """The step itself: every table's records, merged, once."""
         self._refuse_bad()
-        due = [group for group in self.param_groups if self.store.waiting.get(group["table"])]
+        due = self._due()
         scales = [self._checked_scale(group) for group in due]  # all, before any row changes
         for group, scale in zip(due, scales, strict=True):
-            table, records = group["table"], self.store.waiting.pop(group["table"])
+            table, records = group["table"], self.store.waiting.pop(group["table"], [])
             group["steps"] += 1
             self.skipped_rows += self.store.apply(
                 table, records, lr=float(group["lr"]), step=group["steps"], scale=scale
@@ -97,14 +97,13 @@ class SparseOptimizer(torch.optim.Optimizer):
         Gradients that the step will drop (see `ps.admission`) are part of it.
         """
         total = 0.0
-        for group in self.param_groups:
+        for group in self._due():
             name = group["table"]
             records = self.store.waiting.get(name, [])
-            if not records:
-                continue
             scale = self._scale(group, len(records))
             total += scale**2 * self._condense(name, records)
-            group["params"][0].grad.fill_(scale)
+            if records:
+                group["params"][0].grad.fill_(scale)
         return torch.tensor(total, dtype=torch.float64).sqrt()
 
     def scale(self, factor: float) -> None:
@@ -132,13 +131,20 @@ class SparseOptimizer(torch.optim.Optimizer):
         """The factor of this step's gradients. Raises: ConfigError when the step cannot be made."""
         optimizer = self.store.tables[group["table"]].optimizer
         optimizer.hyper(lr=float(group["lr"]), step=group["steps"] + 1)
-        return self._scale(group, len(self.store.waiting[group["table"]]))
+        return self._scale(group, len(self.store.waiting.get(group["table"], [])))
+
+    def _due(self) -> list[dict[str, Any]]:
+        """The groups of tables that have gradients, at some worker."""
+        tables = set(self.store.due)
+        return [group for group in self.param_groups if group["table"] in tables]
 
     def _condense(self, name: str, records: list[Record]) -> float:
         """Sum of squares of the merged gradient, which takes the records' place."""
+        if not records:
+            return self.store.squares(name, None)
         record = condensed(self.store.tables[name].dim, records, self.store.pool)
         self.store.waiting[name] = [record]
-        return float(record.gradient.double().square().sum())
+        return self.store.squares(name, record)
 
     def _drop(self, records: list[Record]) -> None:
         for record in records:
@@ -146,6 +152,8 @@ class SparseOptimizer(torch.optim.Optimizer):
 
     def _scale(self, group: dict[str, Any], count: int) -> float:
         """What happened to the anchor's grad between backward and step, as a factor."""
+        if not count:
+            return 1.0
         grad = group["params"][0].grad
         if grad is None:
             raise ConfigError(

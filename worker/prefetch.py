@@ -252,8 +252,7 @@ class _Pipeline:
         store = module.store
         if store.prefetching:
             raise ConfigError("prefetch: this store is being prefetched by another loop; end it")
-        store.settle()
-        store.prefetching = True
+        store.begin_prefetch(beside=self._depth > 0)
         self._first_tick = store.tick + 1
         self._store = store
 
@@ -271,7 +270,9 @@ class _Pipeline:
                 done = number - 1
                 continue
             try:
-                return stage(store, read.calls, read.asked, ahead=number - 1 - done)
+                return stage(
+                    store, read.calls, read.asked, ahead=number - 1 - done, beside=self._depth > 0
+                )
             except WorkingSetError:
                 if done < number - 1:
                     done += 1

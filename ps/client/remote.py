@@ -24,30 +24,17 @@ from numpy.typing import NDArray
 from ps.client.client import Client, Step
 from ps.client.marker import Marker
 from ps.client.replicas import Replicas
+from ps.pool import Pool
 from ps.record import Record, condense
 from ps.stack import divide
 from ps.table import Table
-from ps.tables import Tables
+from ps.tables import NothingComes, Tables
 from ps.workingset import Asked, Part, WorkingSet
 from storage.errors import StoreError
 from storage.keys import as_keys
 from storage.rows import Floats, Keys, Mask, Positions
 
 _STAGING_SECONDS = 3600.0
-
-
-class _NothingComes:
-    """Batches that are announced make no difference here."""
-
-    def announce(self, batch: Mapping[str, Asked]) -> None:
-        """See `ps.tables.Announcements`."""
-
-    def give_up(self) -> bool:
-        """See `ps.tables.Announcements`."""
-        return False
-
-    def end(self) -> None:
-        """See `ps.tables.Announcements`."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -81,10 +68,10 @@ class RemoteStore(Tables):
         threads: int,
     ) -> None:
         names = ",".join(link.name for link in client.links)
-        super().__init__(names, tables, device, threads)
+        super().__init__(names, tables, device, Pool(threads))
         self.staleness = staleness
         self.rank, self.world = client.identity.rank, client.identity.world
-        self.coming = _NothingComes()
+        self.coming = NothingComes()
         self.client = client
         self.marker = Marker(client)
         self.steps_made = 0
@@ -99,7 +86,9 @@ class RemoteStore(Tables):
 
     # -- batches ---------------------------------------------------------------------------------
 
-    def stage_asked(self, asked: Mapping[str, Asked], *, ahead: int = 0) -> WorkingSet:
+    def stage_asked(
+        self, asked: Mapping[str, Asked], *, ahead: int = 0, beside: bool = False
+    ) -> WorkingSet:
         """See `Tables.stage`; what this worker lacks, or has too old, is pulled.
 
         Raises: WorkingSetError; UnavailableError.
