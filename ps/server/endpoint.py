@@ -10,6 +10,7 @@ Threads: gRPC's. `stop` from any thread that is not one of them.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import grpc
@@ -63,16 +64,17 @@ class Endpoint:
         most_bytes: int = 256 << 20,
     ) -> None:
         self.flight = Flight(most_bytes)
-        self._calls = Calls(THREADS, lambda: shard.waiting)
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="terrace-serve")
+        calls = Calls(lambda: shard.waiting)
         self._server = grpc.server(
-            self._calls, interceptors=interceptors, options=OPTIONS,
+            self._threads, interceptors=interceptors, options=OPTIONS,
             maximum_concurrent_rpcs=2 * THREADS,
         )  # fmt: skip
         refusal = Refusal(
-            self._calls, most_bytes, lambda: shard.owner.service_seconds,
+            calls, most_bytes, lambda: shard.owner.service_seconds,
             lambda: metrics.refused(OverloadedError.__name__),
         )  # fmt: skip
-        service = Service(shard, metrics, health, self.flight, refusal)
+        service = Service(shard, metrics, health, self.flight, calls, refusal)
         self._server.add_generic_rpc_handlers((service,))
         health.add_checks_to(self._server)
         if reflection:
@@ -83,7 +85,7 @@ class Endpoint:
             else:
                 self.port = self._server.add_secure_port(address, credentials)
         except RuntimeError as error:
-            self._calls.shutdown()
+            self._threads.shutdown()
             raise ConfigError(
                 f"--listen {address}: expected an address of this machine and a free port "
                 f"({error}); choose another"
@@ -93,7 +95,7 @@ class Endpoint:
     def stop(self, grace_seconds: float) -> None:
         """Let no call in any more; end those that are under way after so many seconds. Joins."""
         self._server.stop(grace_seconds).wait(grace_seconds + 10)
-        self._calls.shutdown()
+        self._threads.shutdown()
 
 
 def _reflect(server: grpc.Server) -> None:

@@ -18,8 +18,8 @@ from ps.server.calls import Calls
 from ps.wire.status import status_of
 from storage.errors import OverloadedError
 
-_CALL_BYTES = 4 << 20
-"""Of a message as clients cut them."""
+_CALL_BYTES = 8 << 20
+"""Two copies of an answer, as clients cut their pulls."""
 
 LEAST_CALLS, MOST_CALLS = 8, 48
 """Worked on at once, however many bytes there may be: more only wait, and for longer."""

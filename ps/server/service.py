@@ -17,6 +17,7 @@ from typing import Any
 import grpc
 import numpy as np
 
+from ps.server.calls import Calls
 from ps.server.change import KINDS, record_of
 from ps.server.flight import Flight
 from ps.server.health import Health, State
@@ -46,6 +47,8 @@ MOST_MESSAGE_BYTES = 16 << 20
 """Of a request and of an answer; clients cut their working sets into smaller pieces."""
 
 _MEET_SECONDS = 5.0
+# Of an answer that is on its way: ours, and gRPC's own.
+_COPIES = 2
 _MARGIN_SECONDS = 0.5
 _MOST_TABLES, _MOST_SPEC = 1024, 1 << 16
 _PIECE = 4 << 20
@@ -57,17 +60,24 @@ Handler = Callable[[Frame[Any], grpc.ServicerContext], Frame[Any]]
 
 
 class Service(grpc.GenericRpcHandler):  # type: ignore[misc]
-    """See the module's docstring. flight: bounds the bytes of messages that are held. refusal: of
-    what is too much.
+    """See the module's docstring. flight: bounds the bytes of messages that are held. calls: counts
+    those that are worked on. refusal: of what is too much.
     """
 
     def __init__(
-        self, shard: Shard, metrics: Metrics, health: Health, flight: Flight, refusal: Refusal
+        self,
+        shard: Shard,
+        metrics: Metrics,
+        health: Health,
+        flight: Flight,
+        calls: Calls,
+        refusal: Refusal,
     ) -> None:
         self._shard = shard
         self._metrics = metrics
         self._health = health
         self._flight = flight
+        self._calls = calls
         self._refusal = refusal
         self._methods: dict[str, Any] = {}
         for method in _DESCRIPTOR.methods:
@@ -91,8 +101,9 @@ class Service(grpc.GenericRpcHandler):  # type: ignore[misc]
 
         def call(data: bytes, context: grpc.ServicerContext) -> bytes:
             try:
-                self._hold(len(data), context)
-                return handle(unpack(data), context).pack()
+                with self._calls.one():
+                    self._hold(len(data), context)
+                    return handle(unpack(data), context).pack()
             except TerraceError as error:
                 failure = error
             except Exception as error:  # the edge: what is not ours becomes INTERNAL
@@ -159,7 +170,7 @@ class Service(grpc.GenericRpcHandler):  # type: ignore[misc]
                 f"pull: expected rows of {MOST_MESSAGE_BYTES} bytes at most in one request, got "
                 f"{size}; cut the working set into pieces"
             )
-        self._hold(size, context)
+        self._hold(_COPIES * size, context)
         reply = self._read(told, session, keys, _deadline(context))
         seconds = time.perf_counter() - began
         self._metrics.pulled(seconds, rows=told.rows, size=size)
@@ -279,7 +290,7 @@ class Service(grpc.GenericRpcHandler):  # type: ignore[misc]
         if told.what == "state":
             tree, tensors = shard.milestones.state(told.step)
             piece = tensors[told.offset : told.offset + _PIECE]
-            self._hold(len(piece), context)
+            self._hold(_COPIES * len(piece), context)
             return Frame(wire.LookReply(text=tree, size=len(tensors)), piece)
         if told.what == "session":
             self._session(told)

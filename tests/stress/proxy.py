@@ -148,11 +148,11 @@ class Proxy:
         """Bytes that come from now on arrive so much later, each way."""
         self._do(lambda: setattr(self, "_delay", seconds))
 
-    def limit(self, bytes_per_second: float | None) -> None:
-        """Let so many bytes through, each way, of all connections together; None: all."""
+    def limit(self, bytes_per_second: float | None, *, way: Way | None = None) -> None:
+        """Let so many bytes through, one way or each, of all connections together; None: all."""
 
         def set_limit() -> None:
-            for lane in self._lanes.values():
+            for lane in [self._lanes[way]] if way else self._lanes.values():
                 lane.bytes_per_second, lane.free_at = bytes_per_second, 0.0
 
         self._do(set_limit)

@@ -83,8 +83,9 @@ class Fuzzer:
         self.flight = Flight(32 << 20)
         self._shard = shard
         self._rng = np.random.default_rng(seed)
-        refusal = Refusal(Calls(1, lambda: 0), 32 << 20, lambda: 0.0, lambda: None)
-        self._service = Service(shard, Metrics(), Health(), self.flight, refusal)
+        calls = Calls(lambda: 0)
+        refusal = Refusal(calls, 32 << 20, lambda: 0.0, lambda: None)
+        self._service = Service(shard, Metrics(), Health(), self.flight, calls, refusal)
         self._people = 0
         self.begin()
 

@@ -31,7 +31,7 @@ STORED = 60_000
 PULLED = PIECE_BYTES // (4 * TABLE.dim + 16)  # as clients cut their pulls
 DEADLINE_SECONDS = 2.0
 PATH = "/terrace.v1.Shard/Pull"
-RAM = 256 << 20
+RAM = 512 << 20
 # UNAVAILABLE: its deadline passed before it had its turn.
 ALLOWED = {"OK", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED", "UNAVAILABLE"}
 

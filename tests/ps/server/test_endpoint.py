@@ -21,7 +21,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 import ps
-from ps.server.endpoint import Endpoint
+from ps.server.endpoint import THREADS, Endpoint
 from ps.server.health import Health, State
 from ps.server.metrics import Metrics
 from ps.server.refusal import MOST_CALLS
@@ -133,24 +133,24 @@ def test_more_calls_than_can_be_worked_on_are_refused_at_once(tmp_path: Path) ->
             for call in calls:
                 call.add_done_callback(lambda _: refused.release())
             # While nothing is done all those that are too many have their answer.
-            for _ in range(256 - MOST_CALLS):
+            for _ in range(256 - 2 * THREADS - 8):
                 assert refused.acquire(timeout=SECONDS)
             go.set()
             codes = [call.exception().code().name if call.exception() else "OK" for call in calls]
     assert set(codes) == {"OK", "RESOURCE_EXHAUSTED"}
-    assert codes.count("OK") == MOST_CALLS
+    assert codes.count("OK") >= MOST_CALLS
     wait_for(lambda: served.endpoint.flight.held == 0)
 
 
 def test_messages_beyond_the_bound_are_refused_and_may_come_again(tmp_path: Path) -> None:
-    with served_at(tmp_path / "shard", ram=64 << 20, most_bytes=8 << 20) as served:
+    with served_at(tmp_path / "shard", ram=64 << 20, most_bytes=17 << 20) as served:
         session = served.open(tables=[WIDE])
         keys = np.arange(1000, dtype=np.uint64)
         data = Frame(ask(session, keys, "wide"), keys).pack()
         with owner_held(served) as go:
             calls = [served.raw("Pull", data) for _ in range(20)]
             wait_for(lambda: sum(call.done() for call in calls) >= 18)
-            assert served.endpoint.flight.held <= 8 << 20
+            assert served.endpoint.flight.held <= 17 << 20
             go.set()
             errors = [call.exception() for call in calls]
         assert sum(error is None for error in errors) == 2
@@ -183,7 +183,7 @@ def test_a_client_that_does_not_read_costs_no_more_than_the_bound(tmp_path: Path
                 )
                 for _ in range(20):
                     assert served.endpoint.flight.held <= bound
-                    assert psutil.Process().memory_info().rss - before < 2.5 * bound
+                    assert psutil.Process().memory_info().rss - before < 1.6 * bound
                     # Others are answered, or told when to come again.
                     assert served.code("Look", wire.LookRequest(what="tables")) == "OK"
             finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from contextlib import ExitStack
 from pathlib import Path
 
 import grpc
@@ -18,25 +19,24 @@ from tests.ps.serving import KEYS, SECONDS, gradients, served_at, soon, wait_for
 
 @pytest.mark.parametrize(
     ("most_bytes", "most_calls"),
-    [(0, LEAST_CALLS), (64 << 20, 16), (1 << 40, MOST_CALLS)],
+    [(0, LEAST_CALLS), (128 << 20, 16), (1 << 40, MOST_CALLS)],
 )
 def test_bytes_say_how_many_calls(most_bytes: int, most_calls: int) -> None:
-    with Calls(1, lambda: 0) as calls:
-        refusal = Refusal(calls, most_bytes, lambda: 0.0, lambda: None)
-        assert refusal.most_calls == most_calls
-        go = threading.Event()
+    calls = Calls(lambda: 0)
+    refusal = Refusal(calls, most_bytes, lambda: 0.0, lambda: None)
+    assert refusal.most_calls == most_calls
+    with ExitStack() as under_way:
         for _ in range(most_calls):
             assert not refusal.due
-            calls.submit(go.wait, SECONDS)
+            under_way.enter_context(calls.one())
         assert refusal.due
-        go.set()
-        wait_for(lambda: not refusal.due)
+    assert not refusal.due
 
 
 def test_a_refusal_needs_no_thread_and_no_message_and_says_when_to_come_again(
     tmp_path: Path,
 ) -> None:
-    with served_at(tmp_path / "shard", most_bytes=LEAST_CALLS << 22) as served:
+    with served_at(tmp_path / "shard", most_bytes=LEAST_CALLS << 23) as served:
         session = served.open()
         entered, go = threading.Event(), threading.Event()
 
@@ -69,7 +69,7 @@ def test_a_refusal_needs_no_thread_and_no_message_and_says_when_to_come_again(
 
 
 def test_pulls_that_wait_for_a_push_do_not_keep_it_out(tmp_path: Path) -> None:
-    with served_at(tmp_path / "shard", most_bytes=LEAST_CALLS << 22) as served:
+    with served_at(tmp_path / "shard", most_bytes=LEAST_CALLS << 23) as served:
         session = served.open()
         pull = wire.PullRequest(session=session, table="ads", rows=len(KEYS), least_clock=1)
         calls = [served.raw("Pull", Frame(pull, KEYS).pack()) for _ in range(4 * LEAST_CALLS)]
