@@ -209,8 +209,9 @@ class Service(grpc.GenericRpcHandler):  # type: ignore[misc]
         reply = self._change("Push", frame, context)
         told = frame.message
         seconds, skipped = time.perf_counter() - began, reply.message.skipped
+        # One that comes again may say less than the one that was applied.
         self._metrics.pushed(
-            seconds, rows=told.rows - skipped, size=len(frame.raw), skipped=skipped
+            seconds, rows=max(0, told.rows - skipped), size=len(frame.raw), skipped=skipped
         )
         return reply
 

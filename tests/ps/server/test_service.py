@@ -176,6 +176,14 @@ def test_requests_are_counted(served: Served) -> None:
         assert line in text
 
 
+def test_a_push_that_comes_again_with_fewer_rows_is_answered_all_the_same(served: Served) -> None:
+    session, some = served.open(), gradients(0)
+    some.values[0, 0] = np.nan
+    assert served.call("Push", some.frame(session, 1).message, some.values).message.skipped == 1
+    again = wire.PushRequest(session=session, sequence=1)
+    assert served.call("Push", again).message.skipped == 1
+
+
 # -- what nobody may do ---------------------------------------------------------------------------
 
 SESSION = wire.Session(client="train-0", incarnation=5)
