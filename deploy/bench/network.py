@@ -34,7 +34,6 @@ from storage.rows import Counts, Floats, Keys
 _TABLE = "bench"
 _WRITE = 1 << 16
 _WARM_UP = 3
-_TOGETHER_SECONDS = 2.0
 Say = Callable[[str], None]
 
 
@@ -42,7 +41,7 @@ Say = Callable[[str], None]
 class Plan:
     """What to measure. folder: new. stored: rows at each shard, all in its RAM. rows: of one pull
     or push. shards: numbers of servers to try. tls: also with TLS on both sides. clients: how many
-    processes ask at once where rows a second are counted; 1 is this one.
+    processes ask at once where rows a second are counted, for how many ``seconds``; 1 is this one.
     """
 
     folder: Path
@@ -53,6 +52,7 @@ class Plan:
     shards: Sequence[int]
     tls: Path | None = None
     clients: int = 1
+    seconds: float = 2.0
 
     @property
     def ram(self) -> str:
@@ -93,7 +93,7 @@ def _together(plan: Plan, client: Client) -> dict[str, float]:
     """Rows a second of several clients."""
     addresses = ",".join(link.address for link in client.links)
     stored = plan.stored * len(client.links)
-    task = Task(addresses, _TABLE, plan.dim, plan.rows, stored, _TOGETHER_SECONDS)
+    task = Task(addresses, _TABLE, plan.dim, plan.rows, stored, plan.seconds)
     with Crowd(plan.clients, task) as crowd:
         return {name: crowd.rows_per_s(name) for name in ("pull", "push")}
 

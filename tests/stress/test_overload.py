@@ -114,7 +114,7 @@ class Load:
 
 
 @pytest.mark.parametrize(
-    "seconds", [1.0, pytest.param(8.0, marks=pytest.mark.stress)], ids=["short", "long"]
+    "seconds", [0.4, pytest.param(8.0, marks=pytest.mark.stress)], ids=["short", "long"]
 )
 def test_what_is_too_much_is_refused_and_the_rest_is_done(tmp_path: Path, seconds: float) -> None:
     with Server(tmp_path, "--ram", str(RAM)) as server:
