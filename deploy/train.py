@@ -108,7 +108,9 @@ def train(
         _refuse("with --verify, which trains twice", record=record, ghost=ghost)
         _refuse_several(launch, verify=verify)
         return compare(job, json)
-    _refuse_several(launch, record=record)
+    _refuse_several(launch, record=record, ghost=ghost)
+    if servers is None and durability != "checkpoint":
+        _refuse_several(launch, durability=durability)
     return _train(job, resume=resume, json=json, record=record)
 
 

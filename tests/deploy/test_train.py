@@ -17,6 +17,7 @@ import pytest
 
 import ps
 from deploy.command import run
+from ps.launch import Launch
 from worker.data.trace import open_trace, read_all
 
 DATA = "synthetic:rows=60000,examples=8000,features=4,dense=2,zipf=0.5"
@@ -197,9 +198,11 @@ def test_a_ghost_says_what_other_sizes_would_hit_and_is_not_seen_in_results(
 
 def _launch(store: Path, *more: str) -> subprocess.Popen[str]:
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    worker = ["--nproc-per-node", "2", "-m", "tests.deploy.launched", *SMALL]
+    main = ["--no-python", sys.executable, "-c", "from deploy.command import main; main()"]
+    worker = ["--nproc-per-node", "2", *main, "train", *SMALL]
     return subprocess.Popen(
-        [*torchrun, *worker, "--store", str(store), "--json", str(store / "report.json"), *more],
+        [*torchrun, *worker, "--store", str(store / "store"), "--json", str(store / "report.json"),
+         *more],
         stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         cwd=Path(__file__).parents[2],
     )  # fmt: skip
@@ -218,7 +221,7 @@ def _end(process: subprocess.Popen[str]) -> tuple[str, str]:
 
 
 def test_workers_of_torchrun_stop_together_go_on_together_and_one_speaks(tmp_path: Path) -> None:
-    stores = [tmp_path / str(rank) for rank in range(2)]
+    stores = [tmp_path / "store" / f"{rank}-of-2" for rank in range(2)]
     process = _launch(tmp_path, "--checkpoint-every", "5", "--epochs", "10000")
     for store in stores:
         _wait_for_a_checkpoint(process, store)
@@ -229,7 +232,7 @@ def test_workers_of_torchrun_stop_together_go_on_together_and_one_speaks(tmp_pat
     assert err.count("disk:") == 1
     step = json.loads((tmp_path / "report.json").read_text())["step"]
     for store in stores:
-        with ps.open(store, ram="4MiB") as opened:
+        with ps.open(store, ram="4MiB", launch=Launch()) as opened:
             assert opened.checkpoints[-1] == step
     process = _launch(tmp_path, "--resume", "--steps", str(step + 3), "--epochs", "10000")
     out, err = _end(process)
@@ -245,7 +248,8 @@ def test_workers_of_torchrun_stop_together_go_on_together_and_one_speaks(tmp_pat
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        ((), ("rank 1: ", "--store", "2", "--servers")),
+        (("--durability", "strict"), ("rank 1: ", "--durability: not with several")),
+        (("--ghost",), ("rank 1: ", "--ghost: not with several workers")),
         (("--record", "x.npy"), ("rank 1: ", "--record: not with several workers")),
         (("--verify",), ("rank 1: ", "--verify: not with several workers")),
     ],
