@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
+from ps.cluster.exchange import join
 from ps.launch import Launch
 from storage.errors import ConfigError, UnavailableError
 
@@ -50,7 +50,7 @@ class Group:
         if deadline_seconds <= 0:
             raise ConfigError(f"deadline: expected more than 0 s, got {deadline_seconds}")
         if self.world > 1:
-            self._join(torch.device(device), meet)
+            self._join(launch, torch.device(device), meet)
 
     def __enter__(self) -> Group:
         return self
@@ -124,7 +124,7 @@ class Group:
             for i in range(1, len(columns) + 1)
         )
 
-    def _join(self, device: torch.device, meet: str) -> None:
+    def _join(self, launch: Launch, device: torch.device, meet: str) -> None:
         if dist.is_initialized():
             raise ConfigError(
                 "Group: expected no process group in this process, found one; close the other "
@@ -133,11 +133,7 @@ class Group:
         if device.type == "cuda":
             torch.cuda.set_device(device)
         with self._together("the meeting of all workers", kinds=(RuntimeError,)):
-            dist.init_process_group(
-                "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", init_method=meet,
-                rank=self.rank, world_size=self.world,
-                timeout=timedelta(seconds=self._deadline),
-            )  # fmt: skip
+            join(launch, device, meet=meet, deadline_seconds=self._deadline)
 
     @contextmanager
     def _together(

@@ -22,12 +22,38 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
+from torch._C._distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
+from ps.launch import Launch
 from storage.errors import StoreError, TerraceError, UnavailableError
 
 DEADLINE_SECONDS = 600.0
 _TELL_SECONDS = 3.0
 _LOOK_SECONDS = 0.02
+
+
+def join(
+    launch: Launch, device: torch.device, *, meet: str = "env://", deadline_seconds: float
+) -> None:
+    """Set up torch.distributed for the workers of ``launch``. meet: a URL as of
+    torch.distributed.init_process_group.
+
+    After a restart torchrun may offer the store of the start before, with addresses of processes
+    that are gone: what is said there is said under the name of this start.
+    """
+    timeout = timedelta(seconds=deadline_seconds)
+    meeting, rank, world = next(rendezvous(meet, launch.rank, launch.world, timeout=timeout))
+    meeting.set_timeout(timeout)
+    dist.init_process_group(
+        backend_for(device), store=PrefixStore(f"terrace/{launch.round}", meeting),
+        rank=rank, world_size=world, timeout=timeout,
+    )  # fmt: skip
+
+
+def backend_for(device: torch.device) -> str:
+    """What carries tensors on the host and, where there are any, on CUDA."""
+    return "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
 
 
 class Exchange:
@@ -45,10 +71,9 @@ class Exchange:
         self._name = name
         self._deadline = deadline_seconds
         self._calls = 0
-        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         with self._together("the meeting of all workers"):
             self._group = dist.new_group(
-                backend=backend, timeout=timedelta(seconds=deadline_seconds)
+                backend=backend_for(device), timeout=timedelta(seconds=deadline_seconds)
             )
 
     def close(self) -> None:

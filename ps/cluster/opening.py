@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from ps.cluster.exchange import DEADLINE_SECONDS, Exchange
+from ps.cluster.exchange import DEADLINE_SECONDS, Exchange, join
 from ps.cluster.partitioned import PartitionedStore
 from ps.directory import is_store
 from ps.launch import Launch
@@ -51,9 +51,7 @@ def open_partitioned(
         )
     with ExitStack() as undo:
         if not dist.is_initialized():
-            dist.init_process_group(
-                "cpu:gloo,cuda:nccl" if settings.device.type == "cuda" else "gloo"
-            )
+            join(launch, settings.device, deadline_seconds=deadline_seconds)
             undo.callback(dist.destroy_process_group)
         trains, stages = (
             Exchange(name, settings.device, deadline_seconds=deadline_seconds)

@@ -15,6 +15,8 @@ import torch
 
 import ps
 from ps.client.remote import RemoteStore
+from ps.cluster.partitioned import PartitionedStore
+from ps.pool import Pool
 from ps.store import Store
 from ps.tables import Tables
 from ps.workingset import Asked, Part, WorkingSet
@@ -30,13 +32,15 @@ class Shelf(Tables):
     """The least that is one: every row is its key, and pins are only counted."""
 
     def __init__(self) -> None:
-        super().__init__("a shelf", [ADS, USERS], torch.device("cpu"), threads=1)
+        super().__init__("a shelf", [ADS, USERS], torch.device("cpu"), Pool(1))
         self.stacks = {name: Pins() for name in self.tables}
-        self.coming = NothingComes()
+        self.coming = CountedComing()
         self.peeked: list[int] = []
         self.asked: Mapping[str, Asked] = {}
 
-    def stage_asked(self, asked: Mapping[str, Asked], *, ahead: int = 0) -> WorkingSet:
+    def stage_asked(
+        self, asked: Mapping[str, Asked], *, ahead: int = 0, beside: bool = False
+    ) -> WorkingSet:
         self.asked = asked
         parts = {}
         for name, one in asked.items():
@@ -108,7 +112,7 @@ class Pins:
             self.pinned.remove(position)
 
 
-class NothingComes:
+class CountedComing:
     """Announcements that are only counted."""
 
     ended = 0
@@ -129,7 +133,7 @@ def shelf() -> Iterator[Shelf]:
         yield shelf
 
 
-@pytest.mark.parametrize("kind", [Store, RemoteStore, Shelf])
+@pytest.mark.parametrize("kind", [Store, RemoteStore, PartitionedStore, Shelf])
 def test_a_store_has_all_of_it_and_asks_for_no_more(kind: type[Tables]) -> None:
     assert not inspect.isabstract(kind)
     for name, ours in OURS.items():
@@ -156,6 +160,12 @@ def test_nothing_of_it_may_be_left_out(name: str) -> None:
 def test_what_a_store_says_of_itself_where_it_is_alone(shelf: Shelf) -> None:
     assert (shelf.rank, shelf.world, shelf.staleness) == (0, 1, None)
     assert shelf.crowded is False
+    assert shelf.most(7) == 7 and shelf.squares("ads", None) == 0.0
+    assert shelf.due == []
+    shelf.waiting = {"ads": [], "users": [object()]}  # type: ignore[list-item]
+    assert shelf.due == ["users"]
+    shelf.begin_prefetch(beside=True)
+    assert shelf.prefetching
     assert list(shelf.tables) == ["ads", "users"]
 
 

@@ -5,27 +5,20 @@ Each start of the workers is the same command, with --resume: torchrun starts th
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import re
-import signal
-import subprocess
-import sys
-import time
 import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from deploy.command import run
-from tests.stress.server import REPOSITORY, Server
+from tests.stress.server import Server
+from tests.stress.torchrun import DEADLINE_SECONDS, kill_worker, wait, workers
 
-BATCH, DEADLINE_SECONDS = 200, 200.0
+BATCH = 200
 _ROWS_PUSHED = re.compile(r"^terrace_rows_pushed_total (\S+)$", re.MULTILINE)
 Words = list[str]
 
@@ -35,41 +28,6 @@ def options(examples: int, report: Path) -> Words:
     return ["--data", data, "--batch-size", str(BATCH), "--threads", "1", "--json", str(report)]
 
 
-@contextmanager
-def workers(words: Words, log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """Two, under torchrun; nothing that it started is left, however it ended."""
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    program = ["--no-python", sys.executable, "-c", "from deploy.command import main; main()"]
-    with open(log, "wb") as file:
-        process = subprocess.Popen(
-            [*torchrun, "--nproc-per-node", "2", "--max-restarts", "3", *program, "train", *words],
-            cwd=REPOSITORY, stderr=file, stdout=file,
-            env={**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
-        )  # fmt: skip
-    try:
-        yield process
-    finally:
-        for each in [process, *descendants(process)]:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                each.kill()
-        process.wait()
-
-
-def descendants(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
-    with contextlib.suppress(psutil.NoSuchProcess):
-        return psutil.Process(process.pid).children(recursive=True)
-    return []
-
-
-def kill_worker(process: subprocess.Popen[bytes], rank: int) -> None:
-    """Kill -9 the worker of this rank."""
-    for each in descendants(process):
-        if each.environ().get("RANK") == str(rank):
-            each.send_signal(signal.SIGKILL)
-            return
-    raise AssertionError(f"no worker has rank {rank}")
-
-
 def pushed(server: Server) -> float:
     """Rows that workers pushed to a shard since it was started."""
     url = f"http://127.0.0.1:{server.note['metrics_port']}/metrics"
@@ -77,16 +35,6 @@ def pushed(server: Server) -> float:
         found = _ROWS_PUSHED.search(answer.read().decode())
     assert found
     return float(found[1])
-
-
-def wait(process: subprocess.Popen[bytes], ready: Callable[[], bool], log: Path) -> None:
-    """Until something is so, while the workers live."""
-    deadline = time.monotonic() + DEADLINE_SECONDS
-    while not ready():
-        assert time.monotonic() < deadline, log.read_text()[-3000:]
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(0.02)
-            raise AssertionError(log.read_text()[-3000:])
 
 
 def alone(folder: Path, examples: int) -> dict[str, Any]:
