@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet -c constraints.txt
 # Extra arguments for pytest: make test ARGS='-k evicted -x'
 ARGS ?=
 # That run tests, a file each; stress tests, which load the machine themselves, go one by one.
-PROCESSES ?= 2
+PROCESSES ?= 3
 
 .PHONY: help install demo test lint bench stress protos clean
 .DEFAULT_GOAL := help

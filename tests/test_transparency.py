@@ -489,7 +489,9 @@ def train_disturbed(
         return losses, store.digest()
 
 
-@pytest.mark.parametrize("durability", ["strict", "interval"])
+@pytest.mark.parametrize(
+    "durability", ["strict", pytest.param("interval", marks=pytest.mark.stress)]
+)
 def test_a_shard_that_is_killed_and_one_that_stands_still_are_not_seen(
     tmp_path: Path, durability: str, oracles: dict[str, tuple[list[float], int]]
 ) -> None:

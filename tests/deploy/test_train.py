@@ -120,7 +120,10 @@ def _wait_for_a_checkpoint(process: subprocess.Popen[str], store: Path) -> None:
             return
 
 
-@pytest.mark.parametrize("blow", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "blow",
+    [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.stress), signal.SIGKILL],
+)
 def test_interrupted_run_resumes_with_the_same_losses(tmp_path: Path, blow: signal.Signals) -> None:
     _, whole = _train(tmp_path / "whole", "--checkpoint-every", "5", "--epochs", "3")
     process = _start(tmp_path / "cut", "--checkpoint-every", "5", "--epochs", "3")

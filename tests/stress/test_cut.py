@@ -113,7 +113,9 @@ def over(servers: str, steps: int, before: Callable[[int, Losses], None]) -> tup
 
 
 @pytest.mark.parametrize(
-    "seconds", [3.0, pytest.param(30.0, marks=pytest.mark.stress)], ids=["3 s", "30 s"]
+    "seconds",
+    [pytest.param(3.0, marks=pytest.mark.stress), pytest.param(30.0, marks=pytest.mark.stress)],
+    ids=["3 s", "30 s"],
 )
 def test_training_goes_on_after_a_shard_stood_still(tmp_path: Path, seconds: float) -> None:
     expected = alone(tmp_path / "alone", STEPS)

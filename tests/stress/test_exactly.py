@@ -214,7 +214,7 @@ class Zombie:
         assert any(line.get("pushed", 0) >= least for line in self.lines())
 
 
-FEW = {("strict", "a kill")}
+FEW = {("strict", "at once")}
 WAKES = [
     pytest.param(durability, after, marks=() if (durability, after) in FEW else pytest.mark.stress)
     for durability in ("strict", "interval", "checkpoint")

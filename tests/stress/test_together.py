@@ -37,7 +37,7 @@ def report(folder: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     ("kills", "steps"),
-    [(1, 400), pytest.param(10, 6000, marks=pytest.mark.stress)],
+    [(1, 200), pytest.param(10, 6000, marks=pytest.mark.stress)],
     ids=["one", "ten"],
 )
 def test_killed_workers_end_with_the_losses_and_rows_of_others(
@@ -53,7 +53,7 @@ def test_killed_workers_end_with_the_losses_and_rows_of_others(
     with workers(words(folders[1], steps), log, restarts=kills) as process:
         for number in range(kills):
             wait(process, lambda number=number: len(_began(log)) > number, log)
-            pause.wait(rng.uniform(0, 3.0))
+            pause.wait(rng.uniform(0, steps / 200))
             victims = [each for each in descendants(process) if "RANK" in _environment(each)]
             assert victims, f"they ended before they were killed {kills} times; make it longer"
             rng.choice(victims).kill()

@@ -10,9 +10,9 @@ from deploy.command import run
 
 def test_figures_are_those_of_the_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["certificate", str(tmp_path / "tls"), "--hosts", "127.0.0.1"]) == 0
-    plan = Plan(tmp_path / "stores", 3000, 2000, 8, 2, [1, 2], tmp_path / "tls", 2, 0.1)
+    plan = Plan(tmp_path / "stores", 3000, 2000, 8, 2, [1], tmp_path / "tls")
     figures = bench_network(plan, print)
-    assert set(figures["rows_per_s"]) == set(figures["push_rows_per_s"]) == {"1", "2"}
+    assert set(figures["rows_per_s"]) == set(figures["push_rows_per_s"]) == {"1"}
     for name in ("pull", "push"):
         assert figures[f"{name}_fraction"] > 0
         assert figures[f"{name}_bytes_per_s"] > 0
