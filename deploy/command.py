@@ -23,6 +23,7 @@ from deploy.cache.command import cache
 from deploy.certificate import certificate
 from deploy.compact import compact
 from deploy.inspect import check, stats
+from deploy.launch import launch
 from deploy.moving import export, import_
 from deploy.serve import serve
 from deploy.train import train
@@ -48,9 +49,9 @@ def _exiting(command: Callable[..., int]) -> Callable[..., None]:
 
 
 _COMMANDS: dict[str, Callable[..., int]] = {
-    "train": train, "serve": serve, "cache": cache, "check": check, "stats": stats,
+    "train": train, "serve": serve, "launch": launch, "certificate": certificate,
+    "cache": cache, "check": check, "stats": stats,
     "compact": compact, "backup": backup, "export": export, "import": import_,
-    "certificate": certificate,
 }  # fmt: skip
 for _name, _command in _COMMANDS.items():
     app.command(_name)(_exiting(_command))

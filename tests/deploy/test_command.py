@@ -10,7 +10,7 @@ import pytest
 
 from deploy.command import run
 
-COMMANDS = ["train", "check", "stats", "backup", "export", "import", "certificate"]
+COMMANDS = ["train", "launch", "check", "stats", "backup", "export", "import", "certificate"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
