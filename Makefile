@@ -45,7 +45,7 @@ stress: $(STAMP)  ## long runs against an oracle and under faults
 # callee would be taken for fresh, since numba looks at the kernel's own file only.
 define with_fresh_kernels
 cache=$$(mktemp -d) && trap 'rm -rf "$$cache"' EXIT && trap 'exit 130' INT TERM && \
-NUMBA_CACHE_DIR="$$cache" $(BIN)/python -m pytest -n $(PROCESSES) --dist loadfile $(1)
+NUMBA_CACHE_DIR="$$cache" $(BIN)/python -m pytest -n $(PROCESSES) --dist loadfile --no-loadscope-reorder $(1)
 endef
 
 lint: $(STAMP)  ## ruff and mypy

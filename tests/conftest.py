@@ -24,6 +24,8 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 # exit. Nothing waits this long unless it leaks.
 GRACE_SECONDS = 5.0
 
+_STARTS_PROCESSES = {"stress", "cluster", "deploy", "test_docs.py", "test_transparency.py"}
+
 hypothesis.settings.register_profile("local", deadline=None, print_blob=True)
 hypothesis.settings.register_profile(
     # The same examples in every run, so that a red run is the change's doing.
@@ -43,6 +45,11 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
         if not torch.cuda.is_available():
             pytest.skip("no CUDA device")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that start processes first: they take long, and would be waited for at the end."""
+    items.sort(key=lambda item: not _STARTS_PROCESSES & set(item.path.parts))
 
 
 def own_threads() -> set[threading.Thread]:
