@@ -90,8 +90,10 @@ class Service(grpc.GenericRpcHandler):  # type: ignore[misc]
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
         """The handler of a method, None for one that there is not."""
         method = handler_call_details.method
-        if method in _BULKY and self._refusal.due:
-            return self._refusal.handler
+        if method in _BULKY:
+            if self._refusal.due:
+                return self._refusal.handler
+            self._calls.expect()
         return self._methods.get(method)
 
     # -- what all methods have in common --------------------------------------------------------

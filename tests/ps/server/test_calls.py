@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ps.server.calls import Calls
+from tests.ps.serving import wait_for
 
 
 def test_calls_are_busy_while_they_are_worked_on() -> None:
@@ -22,3 +23,16 @@ def test_calls_are_busy_while_they_are_worked_on() -> None:
             raise ZeroDivisionError
         assert calls.busy == 1
     assert calls.busy == 0
+
+
+def test_one_whose_message_does_not_come_counts_for_a_moment() -> None:
+    calls = Calls(lambda: 0)
+    for number in range(3):
+        calls.expect()
+        assert calls.busy == number + 1
+    with calls.one():
+        assert calls.busy == 3  # one of the three
+        wait_for(lambda: calls.busy == 1)
+    assert calls.busy == 0
+    with calls.one():  # that of one that was given up
+        assert calls.busy == 1
