@@ -1,7 +1,7 @@
 """Opening: the store of several workers: a folder with one store for each of them.
 
 Worker r of N has ``r-of-N``. Another number of workers is refused: the rows would be at other
-owners. `terrace reshard` makes the folders for it.
+owners.
 
 Threads: the one that opens.
 """
@@ -84,8 +84,7 @@ def check_layout(folder: Path, world: int) -> None:
     if found not in (0, world):
         raise ConfigError(
             f"{folder}: has the rows of {found} worker{'s' if found > 1 else ''}, expected "
-            f"{world}; start {found}, or make another folder for {world}: terrace reshard "
-            f"{folder if found == 1 else f'{folder}/*-of-{found}'} --to {world} --out NEW"
+            f"{world}; start {found}, or give another folder for {world}"
         )
 
 
