@@ -128,9 +128,10 @@ class Service(grpc.GenericRpcHandler):  # type: ignore[misc]
 
     def _hold(self, size: int, context: grpc.ServicerContext) -> None:
         """Count bytes until the call is over, its answer taken. Raises: OverloadedError."""
-        self._flight.take(size)
-        if not context.add_callback(lambda: self._flight.give(size)):
-            self._flight.give(size)
+        peer = context.peer()
+        self._flight.take(size, peer)
+        if not context.add_callback(lambda: self._flight.give(size, peer)):
+            self._flight.give(size, peer)
 
     def _session(self, message: Any) -> Session:
         told = message.session

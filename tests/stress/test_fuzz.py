@@ -59,6 +59,9 @@ class Call:
     def time_remaining(self) -> float:
         return self._seconds
 
+    def peer(self) -> str:
+        return "ipv4:127.0.0.1:1"
+
     def add_callback(self, ended: Any) -> bool:
         self._ended.append(ended)
         return True

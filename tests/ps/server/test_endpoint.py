@@ -143,7 +143,7 @@ def test_more_calls_than_can_be_worked_on_are_refused_at_once(tmp_path: Path) ->
 
 
 def test_messages_beyond_the_bound_are_refused_and_may_come_again(tmp_path: Path) -> None:
-    with served_at(tmp_path / "shard", ram=64 << 20, most_bytes=17 << 20) as served:
+    with served_at(tmp_path / "shard", ram=64 << 20, most_bytes=23 << 20) as served:
         session = served.open(tables=[WIDE])
         keys = np.arange(1000, dtype=np.uint64)
         data = Frame(ask(session, keys, "wide"), keys).pack()

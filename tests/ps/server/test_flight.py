@@ -12,16 +12,29 @@ from storage.errors import OverloadedError
 
 def test_what_would_go_beyond_the_bound_is_refused_at_once() -> None:
     flight = Flight(100)
-    flight.take(60)
-    flight.take(40)
-    with pytest.raises(OverloadedError, match="100 bytes of messages are held") as caught:
-        flight.take(1)
+    flight.take(60, "a")
+    flight.take(40, "b")
+    with pytest.raises(OverloadedError, match="100 bytes of messages are held for all") as caught:
+        flight.take(1, "b")
     assert caught.value.retry_seconds > 0
     assert flight.held == 100
-    flight.give(60)
-    flight.take(60)
-    flight.give(100)
+    flight.give(60, "a")
+    flight.take(60, "c")
+    flight.give(60, "c")
+    flight.give(40, "b")
     assert flight.held == 0
+
+
+def test_one_peer_leaves_a_quarter_to_others() -> None:
+    flight = Flight(100)
+    flight.take(70, "a")
+    with pytest.raises(OverloadedError, match="70 bytes of messages are held for this client"):
+        flight.take(6, "a")
+    flight.take(5, "a")
+    flight.take(25, "b")
+    flight.give(75, "a")
+    flight.take(75, "a")
+    assert flight.held == 100
 
 
 def test_one_piece_that_is_larger_comes_alone() -> None:
