@@ -15,6 +15,8 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import IO
 
+import psutil
+
 from storage.errors import StoreError
 
 _END_SECONDS = 10.0
@@ -60,7 +62,7 @@ class Child:
             self._process.send_signal(signal.SIGTERM)
 
     def wait(self, seconds: float) -> int:
-        """Its exit code; after so many seconds it is killed, with all its session.
+        """Its exit code; after so many seconds it is killed, with all that it started.
 
         Raises: StoreError when it does not end even so.
         """
@@ -77,9 +79,12 @@ class Child:
         return code
 
     def kill(self) -> None:
-        """SIGKILL to all processes of its session that have no session of their own."""
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(self._process.pid, signal.SIGKILL)
+        """SIGKILL to it and to all that it started, whatever sessions those have."""
+        with suppress(psutil.NoSuchProcess):
+            for each in psutil.Process(self._process.pid).children(recursive=True):
+                with suppress(psutil.NoSuchProcess):
+                    each.kill()
+        self._process.kill()
 
     def _pass_on(self, stream: IO[str], on_stderr: bool) -> None:
         with stream:

@@ -44,7 +44,7 @@ def launch(
     from deploy.cluster import Cluster
     from deploy.report import write_json
 
-    options = _checked(words, servers)
+    options = _checked(words)
     began, lock = time.monotonic(), threading.Lock()
 
     def say(line: str, on_stderr: bool) -> None:
@@ -72,7 +72,7 @@ def launch(
 launch.__doc__ = f"{launch.__doc__}\n\n{EXAMPLE}"
 
 
-def _checked(words: Sequence[str], servers: int) -> list[str]:
+def _checked(words: Sequence[str]) -> list[str]:
     """The words of ``terrace train``. Raises: ConfigError for what is given here already."""
     from storage.errors import ConfigError
 

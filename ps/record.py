@@ -147,9 +147,7 @@ def merged(dim: int, records: Sequence[Record], pool: Pool) -> tuple[Positions, 
     if records[0].gradient.device.type == "cpu":
         positions, gradients, uses = condense(dim, records, pool)
         return positions, torch.from_numpy(gradients), uses
-    union, numbers = _united(records)
-    inverses = [number[r.inverse] for r, number in zip(records, numbers, strict=True)]
-    total = _merged_on_device(records, inverses, len(union))
+    union, numbers, total = _united_on_device(records)
     return union, total, _uses(records, numbers, len(union))
 
 
@@ -199,9 +197,7 @@ def _apply_on_device(
     """`apply` with torch operations where the top tier is."""
     array, table, device = stack.top.array, stack.table, records[0].gradient.device
     assert isinstance(array, FloatArray)
-    union, numbers = _united(records)
-    inverses = [number[r.inverse] for r, number in zip(records, numbers, strict=True)]
-    total = _merged_on_device(records, inverses, len(union))
+    union, numbers, total = _united_on_device(records)
     if stack.doorkeeper is not None:
         kept = _trained(stack, union, _uses(records, numbers, len(union)), step)
         union, total = union[kept], total.index_select(0, torch.from_numpy(kept).to(device))
@@ -214,6 +210,15 @@ def _apply_on_device(
     stack.top.steps[good] = step
     stack.top.dirty[good] = 1
     return len(union) - len(good)
+
+
+def _united_on_device(
+    records: Sequence[Record],
+) -> tuple[Positions, list[NDArray[np.int32]], Tensor]:
+    """`_united`, and the sums of gradients, (U, D), where those are."""
+    union, numbers = _united(records)
+    inverses = [number[r.inverse] for r, number in zip(records, numbers, strict=True)]
+    return union, numbers, _merged_on_device(records, inverses, len(union))
 
 
 def _merged_on_device(

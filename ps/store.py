@@ -124,11 +124,8 @@ class Store(Tables):
 
         keys: (N,) integers. embeddings: (N, D) floats. Raises: KeyRangeError; ConfigError.
         """
-        spec, given = self._spec(table), self._keys(table, keys)
-        if isinstance(embeddings, torch.Tensor):
-            embeddings = embeddings.detach().to("cpu", torch.float32).numpy()
-        rows = spec.new_rows(given, np.asarray(embeddings, np.float32), self.stacks[table].step)
-        self.put(table, rows)
+        step = self._stack(table).step
+        self.put(table, self._new_rows(table, keys, embeddings, step))
 
     def put(self, table: str, rows: Rows) -> None:
         """Set whole rows, optimizer state included; those marked dirty become part of the table.

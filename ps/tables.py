@@ -30,7 +30,7 @@ from ps.workingset import Asked, Part, WorkingSet
 from storage.cache import CacheTier
 from storage.errors import ConfigError
 from storage.keys import Deduper, as_keys, check_range
-from storage.rows import Floats, Keys, Positions
+from storage.rows import Floats, Keys, Positions, Rows
 
 _READ = 1 << 14
 
@@ -230,8 +230,8 @@ class Tables(ABC):
         """
         wanted = self._keys(table, keys)
         found = np.empty((len(wanted), self.tables[table].dim), np.float32)
-        for start in range(0, len(wanted), _READ):
-            piece = slice(start, start + _READ)
+        for number in range(self.most(-(-len(wanted) // _READ))):
+            piece = slice(number * _READ, (number + 1) * _READ)
             with self.planner:
                 unique, inverse, _ = self._deduper.dedupe(wanted[piece])
             found[piece] = self._peek(table, unique)[inverse]
@@ -315,6 +315,19 @@ class Tables(ABC):
         if table not in self.tables:
             raise ConfigError(f"table {table!r}: expected one of {sorted(self.tables)}")
         return self.tables[table]
+
+    def _new_rows(
+        self,
+        table: str,
+        keys: torch.Tensor | NDArray[Any],
+        embeddings: torch.Tensor | Floats,
+        step: int,
+    ) -> Rows:
+        """What `write` is given as whole rows, each key once. Raises: as `write`."""
+        given = self._keys(table, keys)
+        if isinstance(embeddings, torch.Tensor):
+            embeddings = embeddings.detach().to("cpu", torch.float32).numpy()
+        return self.tables[table].new_rows(given, np.asarray(embeddings, np.float32), step)
 
     def _keys(self, table: str, keys: torch.Tensor | NDArray[Any]) -> Keys:
         spec, given = self._spec(table), as_keys(keys)

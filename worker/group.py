@@ -11,18 +11,15 @@ Threads: the one that trains. Not the prefetch thread: two threads on one gloo g
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
-from ps.cluster.exchange import join
+from ps.cluster.peers import Peers, join
 from ps.launch import Launch
-from storage.errors import ConfigError, UnavailableError
+from storage.errors import ConfigError
 
 _DEADLINE_SECONDS = 600.0
 
@@ -47,6 +44,7 @@ class Group:
         launch = launch or Launch()
         self.rank, self.world = launch.rank, launch.world
         self._deadline = deadline_seconds
+        self._peers = Peers("group", self.rank, self.world, deadline_seconds)
         if deadline_seconds <= 0:
             raise ConfigError(f"deadline: expected more than 0 s, got {deadline_seconds}")
         if self.world > 1:
@@ -73,7 +71,7 @@ class Group:
         """
         if self.world == 1:
             return module
-        with self._together("the layers' first values"):
+        with self._peers.together("the layers' first values"):
             wrapped = DistributedDataParallel(module)  # without device_ids inputs are not moved
         # Buffers are constants here: no broadcast a step. As an argument, newer torch warns of it.
         wrapped.broadcast_buffers = False
@@ -84,14 +82,14 @@ class Group:
 
     def backward(self, loss: Tensor) -> None:
         """``loss.backward()``; what `wrap`-ped modules got is summed when it returns."""
-        with self._together("gradients"):
+        with self._peers.together("gradients"):
             loss.backward()
 
     def sum(self, values: Tensor) -> Tensor:
         """Sum over all workers, on the host: of the shape and dtype given, a copy."""
         total = values.detach().cpu().clone()
         if self.world > 1:
-            with self._together("a sum"):
+            with self._peers.together("a sum"):
                 dist.all_reduce(total)
         return total
 
@@ -116,7 +114,7 @@ class Group:
         for row, column in zip(sent[1:], columns, strict=True):
             row[:count] = column.detach()
         parts = [torch.empty_like(sent) for _ in range(self.world)]
-        with self._together("figures"):
+        with self._peers.together("figures"):
             dist.all_gather(parts, sent)
         counts = [int(part[0].view(torch.int32)[0]) for part in parts]
         return tuple(
@@ -132,28 +130,8 @@ class Group:
             )
         if device.type == "cuda":
             torch.cuda.set_device(device)
-        with self._together("the meeting of all workers", kinds=(RuntimeError,)):
+        with self._peers.together("the meeting of all workers", kinds=(RuntimeError,)):
             join(launch, device, meet=meet, deadline_seconds=self._deadline)
-
-    @contextmanager
-    def _together(
-        self, what: str, kinds: tuple[type[RuntimeError], ...] = (dist.DistError,)
-    ) -> Iterator[None]:
-        """Says what was waited for, and by whom, when the others did not take part.
-
-        kinds: of errors that say so. gloo has none of its own, but names its source file.
-        """
-        try:
-            yield
-        except RuntimeError as error:
-            if not isinstance(error, kinds) and "gloo" not in str(error):
-                raise
-            reason = str(error).strip().splitlines()[0]
-            raise UnavailableError(
-                f"worker {self.rank} of {self.world}: {what}: expected all workers to take part "
-                f"within {self._deadline:g} s, but one is late or has ended ({reason}); see what "
-                f"it said, and --resume from the last checkpoint"
-            ) from error
 
 
 def _summed(buffer: Tensor) -> Future[Tensor]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import select
 import subprocess
 import sys
 import time
@@ -24,7 +25,7 @@ from ps.client.client import Client, Step
 from ps.client.identity import Identity
 from storage.errors import UnavailableError
 
-_END_SECONDS = 60.0
+_END_SECONDS, _LINE_SECONDS = 60.0, 120.0
 _WARM_UP = 3
 
 
@@ -86,14 +87,16 @@ class Crowd:
         self.close()
 
     def _hear(self) -> list[str]:
-        """A line of each; a child that dies says an empty one."""
+        """A line of each; one that dies, or hangs, says an empty one."""
         lines = []
         for child in self._children:
             assert child.stdout is not None
-            lines.append(child.stdout.readline().strip())
+            said = select.select([child.stdout], [], [], _LINE_SECONDS)[0]
+            lines.append(child.stdout.readline().strip() if said else "")
         if not all(lines):
             raise UnavailableError(
-                f"bench network: client {lines.index('')} of {len(lines)} ended; see above"
+                f"bench network: client {lines.index('')} of {len(lines)} ended or said nothing "
+                f"for {_LINE_SECONDS:.0f} s; see above"
             )
         return lines
 

@@ -225,11 +225,8 @@ class RemoteStore(Tables):
         self, table: str, keys: torch.Tensor | NDArray[Any], embeddings: torch.Tensor | Floats
     ) -> None:
         """See `Tables.write`; the shards have them when it returns."""
-        spec, given = self._spec(table), self._keys(table, keys)
-        if isinstance(embeddings, torch.Tensor):
-            embeddings = embeddings.detach().to("cpu", torch.float32).numpy()
-        rows = spec.new_rows(given, np.asarray(embeddings, np.float32), 0)
-        values = np.ascontiguousarray(rows.values[:, : spec.dim])
+        rows = self._new_rows(table, keys, embeddings, 0)
+        values = np.ascontiguousarray(rows.values[:, : self.tables[table].dim])
         self.client.write(table, rows.keys, values)
         stack = self.stacks[table]
         with self._staging, self.planner:

@@ -16,8 +16,9 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from ps.cluster.exchange import DEADLINE_SECONDS, Exchange, join
+from ps.cluster.exchange import DEADLINE_SECONDS, Exchange
 from ps.cluster.partitioned import PartitionedStore
+from ps.cluster.peers import join
 from ps.directory import is_store
 from ps.launch import Launch
 from ps.server.place import Place

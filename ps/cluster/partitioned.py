@@ -49,8 +49,6 @@ class PartitionedStore(Tables):
     exchanges of the training and of the prefetch thread. resources: let go of at the end.
     """
 
-    stacks: Mapping[str, Any]
-
     def __init__(self, own: Store, trains: Exchange, stages: Exchange) -> None:
         self.own = own
         self.resources = ExitStack()
@@ -225,29 +223,12 @@ class PartitionedStore(Tables):
         """See `Tables.most`. Collective."""
         return self._trains.most(count)[0]
 
-    def read(self, table: str, keys: torch.Tensor | NDArray[Any]) -> Floats:
-        """See `Tables.read`. Collective: each worker gets the rows of the keys that it gives."""
-        wanted = self._keys(table, keys)
-        found = np.empty((len(wanted), self.tables[table].dim), np.float32)
-        for piece in self._pieces(len(wanted)):
-            with self.planner:
-                unique, inverse, _ = self._deduper.dedupe(wanted[piece])
-            route = self._route(table, unique)
-            lent = route.lent[table]
-            values = torch.from_numpy(self.own.peek(table, lent.keys)[lent.inverse])
-            rows = route.from_owners(self._trains, {table: values})[table].numpy()
-            found[piece] = rows[route.wanted[table].places[inverse]]
-        return found
-
     def write(
         self, table: str, keys: torch.Tensor | NDArray[Any], embeddings: torch.Tensor | Floats
     ) -> None:
         """See `Tables.write`. Collective; of a key that several give the highest rank's counts."""
-        spec, given = self._spec(table), self._keys(table, keys)
-        if isinstance(embeddings, torch.Tensor):
-            embeddings = embeddings.detach().to("cpu", torch.float32).numpy()
-        rows = spec.new_rows(given, np.asarray(embeddings, np.float32), 0)
-        values = np.ascontiguousarray(rows.values[:, : spec.dim])
+        rows = self._new_rows(table, keys, embeddings, 0)
+        values = np.ascontiguousarray(rows.values[:, : self.tables[table].dim])
         for piece in self._pieces(len(rows.keys)):
             route = self._route(table, rows.keys[piece])
             sent = {table: torch.from_numpy(values[piece])}
@@ -273,7 +254,12 @@ class PartitionedStore(Tables):
         return sum(int.from_bytes(word, "little") for word in self._trains.words(own)) % 2**64
 
     def _peek(self, table: str, keys: Keys) -> Floats:
-        raise NotImplementedError("read does not come here")
+        """Collective: each worker gets the rows of its keys."""
+        route = self._route(table, keys)
+        lent = route.lent[table]
+        values = torch.from_numpy(self.own.peek(table, lent.keys)[lent.inverse])
+        rows = route.from_owners(self._trains, {table: values})[table].numpy()
+        return rows[route.wanted[table].places]
 
     def _write(self, table: str, lent: Lent, values: Floats) -> None:
         if len(values):

@@ -56,7 +56,8 @@ class Meetings:
     @property
     def waiting(self) -> int:
         """Calls that wait in a meeting."""
-        return self._waiting.total()
+        with self._condition:
+            return self._waiting.total()
 
     def meet(
         self,

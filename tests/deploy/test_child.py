@@ -53,7 +53,8 @@ def test_it_is_asked_to_end_and_then_killed_with_all_that_it_started() -> None:
     code = (
         "import signal, subprocess, sys\n"
         "signal.signal(signal.SIGTERM, lambda *_: print('not yet'))\n"
-        "other = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
+        "other = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'],\n"
+        "    start_new_session=True)\n"
         "print(other.pid)\n"
         "while True: signal.pause()\n"
     )
@@ -65,4 +66,4 @@ def test_it_is_asked_to_end_and_then_killed_with_all_that_it_started() -> None:
     heard.wait(lambda: ("stubborn: not yet", False) in heard.lines)
     assert child.code is None
     assert child.wait(0.0) == -9
-    assert not other.is_running() or other.status() == psutil.STATUS_ZOMBIE
+    heard.wait(lambda: not other.is_running() or other.status() == psutil.STATUS_ZOMBIE)

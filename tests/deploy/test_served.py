@@ -28,5 +28,5 @@ def test_servers_hold_rows_until_they_are_closed(tmp_path: Path) -> None:
 
 
 def test_a_server_that_does_not_come_up_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UnavailableError, match="shard 0: expected a server"):
+    with pytest.raises(UnavailableError, match="server 0: expected it to serve"):
         Served(tmp_path, 1, ("--policy", "none"))

@@ -11,9 +11,8 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from subprocess import PIPE, Popen
 from typing import Any
 
 import numpy as np
@@ -22,13 +21,14 @@ import torch
 import ps
 from ps.launch import Launch
 from storage.errors import NonFiniteError, UnavailableError
+from tests import crew
+from tests.crew import Ended
 from worker.data import open_dataset
 from worker.data.dataset import Dataset
 from worker.group import Group
 from worker.recommender import PRESETS, Recommender
 from worker.trainer import Progress, Schedule, Trainer
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 # 7 batches of 50 and one of 1: with two workers one has nothing there, with three two.
 DATA = "synthetic:rows=300,examples=390,features=3,dense=2,bag=0-3,zipf=1.05"
 SCHEDULE = Schedule(batch_size=50, epochs=2, checkpoint_every=0)
@@ -36,32 +36,9 @@ DEADLINE_SECONDS = 60.0
 RATE = 1e5  # so large that a row is nothing beside its change, which then has every bit
 
 
-@dataclass(frozen=True)
-class Ended:
-    """How one worker ended: exit code, what it found, and its standard error."""
-
-    code: int
-    found: dict[str, Any]
-    err: str
-
-
 def run(scenarios: str, world: int, folder: Path) -> list[Ended]:
     """Run scenarios (comma between) one after the other in ``world`` processes."""
-    command = [sys.executable, "-m", "tests.worker.crew", scenarios, str(world), str(folder)]
-    processes = [
-        Popen([*command, str(rank)], cwd=REPOSITORY, stdout=PIPE, stderr=PIPE, text=True)
-        for rank in range(world)
-    ]
-    try:
-        said = [process.communicate(timeout=DEADLINE_SECONDS) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
-    return [
-        Ended(process.returncode, json.loads(out.splitlines()[-1]) if out else {}, err)
-        for process, (out, err) in zip(processes, said, strict=True)
-    ]
+    return crew.run("tests.worker.crew", scenarios, world, folder, seconds=DEADLINE_SECONDS)
 
 
 def open_store(path: Path, lr: float = 0.0) -> ps.Store:

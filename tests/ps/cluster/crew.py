@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from subprocess import PIPE, Popen
 from typing import Any
 
 import numpy as np
@@ -29,46 +28,24 @@ from ps.partition import Partition
 from ps.settings import Settings
 from ps.tables import Tables
 from storage.errors import DiskFullError, TerraceError
+from tests import crew
+from tests.crew import Ended
 from worker.group import Group
 
-REPOSITORY = Path(__file__).resolve().parents[3]
 DEADLINE_SECONDS = 60.0
 TABLES = (
     ps.Table("ads", dim=4, optimizer=ps.SGD(lr=1.0), init=ps.Zeros()),
     ps.Table("users", dim=6, optimizer=ps.SGD(lr=1.0), init=ps.Constant(1.0)),
     ps.Table("idle", dim=2, optimizer=ps.SGD(lr=1.0), init=ps.Zeros()),
 )
-STEPS, EXAMPLES, KEYS = 14, 600, 6000
+STEPS, EXAMPLES, KEYS = 14, 900, 9000
 RAM = 1920 << 10
 """So little that rows leave for the SSD."""
 
 
-@dataclass(frozen=True)
-class Ended:
-    """How one worker ended: exit code, what it found, and its standard error."""
-
-    code: int
-    found: dict[str, Any]
-    err: str
-
-
 def run(scenarios: str, world: int, folder: Path) -> list[Ended]:
     """Run scenarios (comma between) one after the other in ``world`` processes."""
-    command = [sys.executable, "-m", "tests.ps.cluster.crew", scenarios, str(world), str(folder)]
-    processes = [
-        Popen([*command, str(rank)], cwd=REPOSITORY, stdout=PIPE, stderr=PIPE, text=True)
-        for rank in range(world)
-    ]
-    try:
-        said = [process.communicate(timeout=2 * DEADLINE_SECONDS) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
-    return [
-        Ended(process.returncode, json.loads(out.splitlines()[-1]) if out else {}, err)
-        for process, (out, err) in zip(processes, said, strict=True)
-    ]
+    return crew.run("tests.ps.cluster.crew", scenarios, world, folder, seconds=2 * DEADLINE_SECONDS)
 
 
 # -- the same batches for any number of workers ---------------------------------------------------
