@@ -36,6 +36,8 @@ def report_of(
         "train": asdict(so_far),
         "examples_per_s": progress.examples_per_s,
         "seconds": progress.seconds,
+        "checkpoints": progress.checkpoints,
+        "checkpoint_seconds": progress.checkpoint_seconds,
         "hit_rate": _rates(store, stats),
         "ssd_rows_read": sum(tier["rows_read"] for tier in ssd),
         "ssd_rows_written": sum(tier["rows_written"] for tier in ssd),
@@ -111,6 +113,7 @@ def show(job: Job, report: dict[str, Any], *, interrupted: bool) -> None:
             "calibration": f"{test['calibration']:.3f}",
         }
     rows["examples/s"] = f"{report['examples_per_s']:,.0f}"
+    rows["checkpoints"] = f"{report['checkpoints']}, in {report['checkpoint_seconds']:.1f} s"
     for tier, rate in report["hit_rate"].items():
         rows[f"hits {tier}"] = f"{rate['access']:.1%} of accesses, {rate['key']:.1%} of keys"
     for tier, count in _rows(report["stats"]).items():

@@ -55,7 +55,7 @@ def train(
     disk: Annotated[str | None, typer.Option(help="Most that the store may grow to.")] = None,
     device: Annotated[str, typer.Option(help="Where the step computes: cpu or cuda.")] = "cpu",
     durability: Annotated[str, typer.Option(help="When rows are durable: strict, interval, checkpoint.")] = "checkpoint",
-    checkpoint_every: Annotated[int, typer.Option(help="Steps between checkpoints; 0: last.")] = 1000,
+    checkpoint_every: Annotated[str, typer.Option(help="Steps between checkpoints, or minutes such as 10min; 0: none but the last.")] = "1000",
     policy: Annotated[str, typer.Option(help="Who is evicted first: sieve, lru, fifo, clock, lfu, slru, 2q, s3fifo, arc, w-tinylfu, lru-lfu.")] = "sieve",
     prefetch: Annotated[int, typer.Option(help="Batches made resident ahead.")] = 2,
     lookahead: Annotated[int | None, typer.Option(help="Batches whose keys are known ahead, so that rows they need stay; None: as --prefetch.")] = None,
@@ -88,6 +88,7 @@ def train(
     from worker.trainer import Schedule
 
     launch = Launch.of(os.environ)
+    every, minutes = _every(checkpoint_every)
     job = Job(
         data=data, store=store, test_data=test_data, holdout=holdout, bad_lines=bad_lines, ram=ram,
         hbm=hbm, disk=disk, device=device, durability=durability, policy=policy, preset=preset,
@@ -97,7 +98,8 @@ def train(
         admission=admission(admit, admit_by, decay=admit_decay, size=admit_bytes),
         schedule=Schedule(
             batch_size=batch_size, epochs=epochs, steps=steps, depth=prefetch,
-            lookahead=lookahead, checkpoint_every=checkpoint_every, on_nan=on_nan, dense_lr=dense_lr,
+            lookahead=lookahead, checkpoint_every=every, checkpoint_minutes=minutes, on_nan=on_nan,
+            dense_lr=dense_lr,
         ),
     )  # fmt: skip
     if servers is not None:
@@ -115,6 +117,20 @@ def train(
 
 
 train.__doc__ = f"{train.__doc__}\n\n{EXAMPLE}"
+
+
+def _every(text: str) -> tuple[int, float | None]:
+    """Steps, or minutes, between checkpoints. Raises: ConfigError."""
+    from storage.errors import ConfigError
+
+    number = text.removesuffix("min")
+    try:
+        return (int(text), None) if number == text else (0, float(number))
+    except ValueError:
+        raise ConfigError(
+            f"--checkpoint-every: expected steps such as 1000, or minutes such as 10min, got "
+            f"{text!r}"
+        ) from None
 
 
 def _refuse_several(launch: Launch, **options: Any) -> None:

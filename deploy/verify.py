@@ -44,7 +44,7 @@ class Difference:
 def verify(job: Job, json: Path | None) -> int:
     """Run both, say what differs: exit code 0 when nothing does, else 1."""
     steps = job.schedule.steps or _STEPS
-    schedule = replace(job.schedule, steps=steps, checkpoint_every=0)
+    schedule = replace(job.schedule, steps=steps, checkpoint_every=0, checkpoint_minutes=None)
     with tempfile.TemporaryDirectory(prefix="terrace-verify-") as folder:
         asked = replace(job, store=Path(folder, "asked"), schedule=schedule)
         ram = _enough(job, steps)

@@ -12,6 +12,7 @@ Threads: one; the rows of coming batches are fetched by the prefetch thread.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Generator
 from contextlib import closing
@@ -40,7 +41,8 @@ _LARGEST_RATE = 1e6
 class Schedule:
     """How long and how to train. batch_size: examples a step, of all workers together. steps: of
     the whole run, None for all epochs. checkpoint_every: steps between checkpoints, 0 for none but
-    the last. depth: batches made resident ahead. lookahead: batches whose keys are known ahead, at
+    the last. checkpoint_minutes: between checkpoints, by the clock of worker 0; None for no such.
+    depth: batches made resident ahead. lookahead: batches whose keys are known ahead, at
     least ``depth``; None is no more than that.
     """
 
@@ -50,6 +52,7 @@ class Schedule:
     depth: int = 2
     lookahead: int | None = None
     checkpoint_every: int = 1000
+    checkpoint_minutes: float | None = None
     on_nan: str = "stop"
     dense_lr: float = 1e-3
 
@@ -63,6 +66,10 @@ class Schedule:
             value = getattr(self, name)
             if value is not None and value < 0:
                 raise ConfigError(f"{name}: expected 0 or more, got {value}")
+        if self.checkpoint_minutes is not None and not 0 < self.checkpoint_minutes < math.inf:
+            raise ConfigError(
+                f"checkpoint_minutes: expected more than 0, got {self.checkpoint_minutes}"
+            )
         if self.lookahead is not None and self.lookahead < self.depth:
             raise ConfigError(
                 f"--lookahead: expected at least the {self.depth} batches of --prefetch, "
@@ -74,7 +81,7 @@ class Schedule:
 class Progress:
     """Where a run is. step: batches trained on since the very start; losses: of this process's
     time, each the mean over a batch of all workers. bad_steps: those with a gradient that was not
-    finite.
+    finite. checkpoints, checkpoint_seconds: made by this process, and how long that took.
     """
 
     step: int = 0
@@ -82,6 +89,8 @@ class Progress:
     batch: int = 0
     examples: int = 0
     bad_steps: int = 0
+    checkpoints: int = 0
+    checkpoint_seconds: float = 0.0
     seconds: float = 0.0
     losses: list[float] = field(default_factory=list)
     metrics: Metrics = field(default_factory=lambda: Metrics(StreamingAuc()))
@@ -120,6 +129,7 @@ class Trainer:
         self.sparse = SparseOptimizer(store, on_nan=schedule.on_nan)
         self._forward = self.group.wrap(model)
         self._most = -(-schedule.batch_size // self.group.world)
+        self._saved = time.monotonic()
 
     def resume(self) -> int:
         """Go back to the store's newest checkpoint; returns its step."""
@@ -133,7 +143,11 @@ class Trainer:
 
     def checkpoint(self) -> int:
         """Make a checkpoint here, between steps, of all workers: its step."""
+        began = time.monotonic()
         self.store.checkpoint(self.progress.step, self._state())
+        self._saved = time.monotonic()
+        self.progress.checkpoints += 1
+        self.progress.checkpoint_seconds += self._saved - began
         return self.progress.step
 
     def train(self, watch: Callable[[Progress], None] = lambda progress: None) -> Progress:
@@ -144,6 +158,7 @@ class Trainer:
         self.model.train()
         (self.stopped,) = self.group.any(self.stop)
         saved, began = -1, time.perf_counter()
+        self._saved = time.monotonic()
         with closing(self._shares()) as shares:
             for share in shares:
                 self._step(share)
@@ -249,7 +264,11 @@ class Trainer:
 
         In one place, after the step, as every worker has to come to the same answers.
         """
-        self.stopped, wanted = self.group.any(self.stop, self.store.wants_checkpoint)
+        minutes = self.schedule.checkpoint_minutes
+        late = minutes is not None and time.monotonic() - self._saved >= 60 * minutes
+        self.stopped, wanted = self.group.any(
+            self.stop, self.store.wants_checkpoint or (late and self.group.rank == 0)
+        )
         every = self.schedule.checkpoint_every
         return wanted or (every > 0 and self.progress.step % every == 0)
 

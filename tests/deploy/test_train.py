@@ -47,6 +47,19 @@ def test_report_has_what_design_promises(
     assert "disk:" in out.err
 
 
+def test_checkpoints_come_after_steps_or_minutes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number, (every, made) in enumerate((("2", 3), ("1e-9min", 6), ("10min", 1), ("0", 1))):
+        code, report = _train(tmp_path / str(number), "--steps", "6", "--checkpoint-every", every)
+        assert (code, report["checkpoints"]) == (0, made)
+        assert report["checkpoint_seconds"] > 0
+    assert "1, in 0." in capsys.readouterr().out
+    for wrong in ("10s", "1.5", "min", ""):
+        assert run(["train", *SMALL, "--checkpoint-every", wrong]) == 1
+        assert f"or minutes such as 10min, got {wrong!r}" in capsys.readouterr().err
+
+
 def test_tiers_do_not_show_in_the_report(tmp_path: Path) -> None:
     _, plain = _train(tmp_path / "a", "--steps", "30", "--ram", "64MiB", "--prefetch", "0")
     _, tight = _train(tmp_path / "b", "--steps", "30", "--ram", "1500KB", "--prefetch", "4")

@@ -78,6 +78,18 @@ def test_steps_bound_the_whole_run(tmp_path: Path) -> None:
         assert (progress.step, len(progress.losses), store.checkpoints) == (5, 5, [5])
 
 
+@pytest.mark.parametrize(("minutes", "made"), [(1e-9, 5), (60.0, 1)])
+def test_checkpoints_by_the_clock(tmp_path: Path, minutes: float, made: int) -> None:
+    schedule = replace(SCHEDULE, steps=5, checkpoint_every=0, checkpoint_minutes=minutes)
+    with _open(tmp_path) as store:
+        progress = _trainer(store, open_dataset(DATA), schedule).train()
+        assert (progress.checkpoints, store.checkpoints[-1]) == (made, 5)
+        assert progress.checkpoint_seconds > 0
+    for wrong in (0.0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(ConfigError, match="checkpoint_minutes: expected more than 0"):
+            replace(SCHEDULE, checkpoint_minutes=wrong)
+
+
 def test_training_learns_the_planted_model(tmp_path: Path) -> None:
     data = "synthetic:rows=500,examples=12000,features=4,dense=3,zipf=1.2"
     with _open(tmp_path) as store:
