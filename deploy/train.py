@@ -182,6 +182,8 @@ def _watching(job: Job, store: Tables, total: int | None) -> Iterator[Callable[[
     if not job.launch.leads:
         yield lambda progress: None
         return
+    if job.launch.local_world > 1:
+        _say_budget(job)
     if job.servers is None:
         _say_disk(store, total, job)
     with Display(store, total) as display:
@@ -225,6 +227,17 @@ def _total_steps(job: Job, examples: int | None) -> int | None:
         return schedule.steps
     steps = -(-examples // schedule.batch_size) * schedule.epochs
     return steps if schedule.steps is None else min(steps, schedule.steps)
+
+
+def _say_budget(job: Job) -> None:
+    """What the workers of this machine may take together; budgets are of each."""
+    from storage.budget import parse_size, show_size
+
+    count = job.launch.local_world
+    budgets = (("--ram", job.ram), ("--hbm", job.hbm), ("--disk", job.disk))
+    given = [(option, parse_size(text, option)) for option, text in budgets if text is not None]
+    words = (f"{o} {show_size(size)} each, {show_size(count * size)} together" for o, size in given)
+    typer.echo(f"{count} workers on this machine: {'; '.join(words)}", err=True)
 
 
 def _say_disk(store: Tables, steps: int | None, job: Job) -> None:

@@ -17,6 +17,7 @@ class Launch:
     round: the same for all workers that started together, another one after torchrun started them
     again; "" alone. It names a start within one run id, and torchrun's own run id is "none" unless
     ``--standalone`` or ``--rdzv-id`` gives one: two launches by hand may have the same round.
+    local_world: workers on this machine, as far as it is known.
 
     Raises: ConfigError.
     """
@@ -25,10 +26,15 @@ class Launch:
     world: int = 1
     local_rank: int = 0
     round: str = ""
+    local_world: int = 1
 
     def __post_init__(self) -> None:
         if self.world < 1:
             raise ConfigError(f"WORLD_SIZE: expected 1 worker or more, got {self.world}")
+        if not 1 <= self.local_world <= self.world:
+            raise ConfigError(
+                f"LOCAL_WORLD_SIZE: expected 1 to {self.world}, WORLD_SIZE, got {self.local_world}"
+            )
         for name, value in (("RANK", self.rank), ("LOCAL_RANK", self.local_rank)):
             if not 0 <= value < self.world:
                 raise ConfigError(
@@ -49,7 +55,8 @@ class Launch:
         address, port = (_given(environment, name) for name in _MEETING)
         run = environment.get("TORCHELASTIC_RUN_ID", f"{address}:{port}")
         again = _number(environment, "TORCHELASTIC_RESTART_COUNT", 0)
-        return Launch(rank, world, _number(environment, "LOCAL_RANK", rank), f"{run}/{again}")
+        here = _number(environment, "LOCAL_WORLD_SIZE", 1)
+        return Launch(rank, world, _number(environment, "LOCAL_RANK", rank), f"{run}/{again}", here)
 
     @property
     def leads(self) -> bool:

@@ -245,6 +245,7 @@ def test_workers_of_torchrun_stop_together_go_on_together_and_one_speaks(tmp_pat
     _, err = _end(process)
     assert process.returncode != 0
     assert err.count("stopping after this step") == 1, err
+    assert err.count("2 workers on this machine: --ram 3.00 MiB each, 6.00 MiB together") == 1, err
     assert err.count("disk:") == 1
     step = json.loads((tmp_path / "report.json").read_text())["step"]
     for store in stores:

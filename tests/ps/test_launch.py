@@ -22,6 +22,7 @@ def test_without_torchrun_one_worker_is_alone() -> None:
 def test_torchrun_tells_each_worker_its_place_and_round() -> None:
     assert Launch.of(TORCHRUN) == Launch(3, 4, 1, "night/2")
     assert not Launch.of(TORCHRUN).leads
+    assert Launch.of({**TORCHRUN, "LOCAL_WORLD_SIZE": "2"}) == Launch(3, 4, 1, "night/2", 2)
 
 
 def test_other_launchers_need_not_name_the_run() -> None:
@@ -46,6 +47,7 @@ def test_each_worker_has_a_gpu_of_its_own() -> None:
         ({"RANK": "4"}, ("RANK", "0 to 3", "4")),
         ({"WORLD_SIZE": "0"}, ("WORLD_SIZE", "0")),
         ({"LOCAL_RANK": "-1"}, ("LOCAL_RANK", "-1")),
+        ({"LOCAL_WORLD_SIZE": "5"}, ("LOCAL_WORLD_SIZE", "1 to 4", "5")),
         ({"TORCHELASTIC_RESTART_COUNT": "x"}, ("TORCHELASTIC_RESTART_COUNT",)),
     ],
 )
