@@ -79,12 +79,17 @@ class Child:
         return code
 
     def kill(self) -> None:
-        """SIGKILL to it and to all that it started, whatever sessions those have."""
+        """SIGKILL to it and to all that it started, whatever sessions those have.
+
+        To it first, as it may start others in place of those that die.
+        """
+        started: list[psutil.Process] = []
         with suppress(psutil.NoSuchProcess):
-            for each in psutil.Process(self._process.pid).children(recursive=True):
-                with suppress(psutil.NoSuchProcess):
-                    each.kill()
+            started = psutil.Process(self._process.pid).children(recursive=True)
         self._process.kill()
+        for each in started:
+            with suppress(psutil.NoSuchProcess):
+                each.kill()
 
     def _pass_on(self, stream: IO[str], on_stderr: bool) -> None:
         with stream:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from subprocess import PIPE, Popen
 from typing import Any
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+_REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 @dataclass(frozen=True)
@@ -21,19 +23,29 @@ class Ended:
     err: str
 
 
-def run(module: str, scenarios: str, world: int, folder: Path, *, seconds: float) -> list[Ended]:
-    """Run scenarios (comma between) one after the other in ``world`` processes of ``module``."""
-    command = [sys.executable, "-m", module, scenarios, str(world), str(folder)]
+@contextmanager
+def started(module: str, words: Sequence[Sequence[object]]) -> Iterator[list[Popen[str]]]:
+    """A process of ``module`` for each list of words; killed at the end."""
     processes = [
-        Popen([*command, str(rank)], cwd=REPOSITORY, stdout=PIPE, stderr=PIPE, text=True)
-        for rank in range(world)
-    ]
+        Popen(
+            [sys.executable, "-m", module, *map(str, each)],
+            cwd=_REPOSITORY, stdout=PIPE, stderr=PIPE, text=True,
+        )
+        for each in words
+    ]  # fmt: skip
     try:
-        said = [process.communicate(timeout=seconds) for process in processes]
+        yield processes
     finally:
         for process in processes:
             process.kill()
             process.wait()
+
+
+def run(module: str, scenarios: str, world: int, folder: Path, *, seconds: float) -> list[Ended]:
+    """Run scenarios (comma between) one after the other in ``world`` processes of ``module``."""
+    words = [(scenarios, world, folder, rank) for rank in range(world)]
+    with started(module, words) as processes:
+        said = [process.communicate(timeout=seconds) for process in processes]
     return [
         Ended(process.returncode, json.loads(out.splitlines()[-1]) if out else {}, err)
         for process, (out, err) in zip(processes, said, strict=True)

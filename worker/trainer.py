@@ -158,7 +158,6 @@ class Trainer:
         self.model.train()
         (self.stopped,) = self.group.any(self.stop)
         saved, began = -1, time.perf_counter()
-        self._saved = time.monotonic()
         with closing(self._shares()) as shares:
             for share in shares:
                 self._step(share)

@@ -14,8 +14,8 @@ from tests.deploy.test_child import SECONDS, Heard
 
 
 def kill_and_revive(server: Server) -> None:
-    for child in psutil.Process().children():
-        child.kill()
+    (child,) = (each for each in psutil.Process().children() if "serve" in each.cmdline())
+    child.kill()
     deadline = time.monotonic() + SECONDS
     while not server.revive():
         assert time.monotonic() < deadline

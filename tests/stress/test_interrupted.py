@@ -4,37 +4,26 @@ from __future__ import annotations
 
 import json
 import random
-import sys
 import threading
 import time
 from pathlib import Path
-from subprocess import PIPE, Popen
+from subprocess import Popen
 from typing import Any
 
 import pytest
 
-from tests.crew import REPOSITORY
+from tests.crew import started
 from tests.stress.interrupted import SECONDS, WORLD
 
 
 def run(folder: Path, deaths: list[int], *, spare: bool) -> list[dict[str, Any]]:
     """What each worker said. spare: whether the other one is let alone when one dies."""
     (folder / "meet").unlink(missing_ok=True)
-    processes = [
-        Popen(
-            [sys.executable, "-m", "tests.stress.interrupted", str(rank), str(folder), str(death)],
-            cwd=REPOSITORY, stdout=PIPE, stderr=PIPE, text=True,
-        )
-        for rank, death in enumerate(deaths)
-    ]  # fmt: skip
-    try:
+    words = [(rank, folder, death) for rank, death in enumerate(deaths)]
+    with started("tests.stress.interrupted", words) as processes:
         if not spare:
             _end_with_the_first(processes)
         said = [process.communicate(timeout=SECONDS) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
     found: list[dict[str, Any]] = []
     for out, err in said:
         found.append({"err": err})
